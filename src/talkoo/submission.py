@@ -1,0 +1,184 @@
+"""From a checked task file to the transaction that creates the task: pack, hash, count, compute the price.
+
+Everything that can be wrong with the owner's files is found here, before any money moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.util
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from talkoo.program_check import check_program
+from talkoo.taskfile import TaskFile
+from talkoo_api.ledger.v1 import state_pb2, tx_pb2
+from talkoo_core.amounts import format_tlk, share_ppm
+from talkoo_core.errors import Exhausted, Failed, InsufficientFunds, InvalidInput, NotFound, error_of
+from talkoo_runtime.bundle import pack_folder, unpack
+
+MAX_DATA_BYTES = 256 * 1024 * 1024
+"""The gateway takes no larger blob."""
+COUNT_TIMEOUT_S = 120.0
+HASH_CHUNK_BYTES = 1 << 20
+FLOPS_PER_GFLOP = 10**9
+MAX_CHILD_ERROR = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A task ready to be sent: its specification and the two blobs that it names."""
+
+    spec: tx_pb2.TaskSpec
+    code: bytes
+    data: Path
+    budget_utlk: int
+
+
+def hash_file(path: Path) -> tuple[str, int]:
+    """SHA-256 (hex) and size in bytes. Raises NotFound, InvalidInput or Exhausted."""
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(HASH_CHUNK_BYTES):
+                size += len(chunk)
+                if size > MAX_DATA_BYTES:
+                    raise Exhausted(f"{path} is larger than {MAX_DATA_BYTES >> 20} MiB, the most a gateway takes")
+                digest.update(chunk)
+    except FileNotFoundError:
+        raise NotFound(
+            f"there is no data file {path}; make it, or correct spec.data.path", code="data_missing"
+        ) from None
+    except OSError as error:
+        raise InvalidInput(f"the data file {path} cannot be read: {error.strerror}", code="data_missing") from None
+    return digest.hexdigest(), size
+
+
+async def prepare(task: TaskFile, folder: Path, flops_per_sample: int | None = None) -> Prepared:
+    """Check and pack a task whose paths are relative to `folder`.
+
+    `flops_per_sample` is counted by running the module once in a child process where it is not given; that needs torch.
+    """
+    program = (folder / task.program_path).resolve()
+    data = (folder / task.data_path).resolve()
+    check_program(program, task.module)
+    sha256, size = await asyncio.to_thread(hash_file, data)
+    if task.data_sha256 and task.data_sha256 != sha256:
+        raise InvalidInput(
+            f"the data file {data} has the SHA-256 {sha256}, not the {task.data_sha256} of spec.data.sha256; "
+            "fetch the right file, or correct the hash",
+            code="data_hash",
+        )
+    code = await asyncio.to_thread(pack_folder, program, frozenset({data}))
+    if flops_per_sample is None:
+        flops_per_sample = await count_flops(task, code, data)
+    spec = tx_pb2.TaskSpec(
+        name=task.name,
+        mode=task.mode,
+        code=tx_pb2.BlobRef(sha256=hashlib.sha256(code).hexdigest(), size_bytes=len(code)),
+        module=task.module,
+        data=tx_pb2.BlobRef(sha256=sha256, size_bytes=size),
+        data_name=data.name,
+        config_json=task.config_json,
+        optimizer=tx_pb2.Optimizer(name=task.optimizer, options_json=task.optimizer_options_json),
+        global_batch=task.global_batch,
+        steps=task.steps,
+        steps_per_segment=task.steps_per_segment,
+        min_nodes=task.min_nodes,
+        max_nodes=task.max_nodes,
+        memory_bytes=task.memory_bytes,
+        price_utlk_per_gflop=task.price_utlk_per_gflop,
+        audit_rate_ppm=task.audit_rate_ppm,
+        seed=task.seed,
+        model_name=task.model_name,
+        parent_version=task.parent_version,
+        flops_per_sample=flops_per_sample,
+        licence=task.licence,
+        request_price_utlk=task.request_price_utlk,
+    )
+    return Prepared(spec=spec, code=code, data=data, budget_utlk=task.budget_utlk)
+
+
+async def count_flops(task: TaskFile, code: bytes, data: Path) -> int:
+    """Operations of one sample, counted by a child on exactly the packed program: a file left out of it shows now."""
+    if importlib.util.find_spec("torch") is None:
+        raise InvalidInput(
+            "counting the operations of the model needs torch: pip install 'talkoo[train]', "
+            "or give the number with --flops-per-sample",
+            code="torch_missing",
+        )
+    with tempfile.TemporaryDirectory(prefix="talkoo-count-") as folder:
+        await asyncio.to_thread(unpack, code, Path(folder))
+        command = [sys.executable, "-m", "talkoo_agent.trainer", "--count-flops", folder, "--module", task.module]
+        command += ["--config", task.config_json, "--data", str(data)]
+        return _counted(*await _run_child(command))
+
+
+async def _run_child(command: list[str]) -> tuple[int, bytes, bytes]:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), COUNT_TIMEOUT_S)
+    except TimeoutError:
+        raise Failed(
+            f"the module did not finish one sample in {COUNT_TIMEOUT_S:.0f} s; make open_data and the first batch "
+            "quicker, or give the number with --flops-per-sample",
+            code="count_timeout",
+        ) from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, out, err
+
+
+def _counted(status: int, out: bytes, err: bytes) -> int:
+    """The child's last line is JSON: `{"flops_per_sample": n}`, or an error with its family, code and message."""
+    last = (out.decode(errors="replace").strip().splitlines() or [""])[-1]
+    try:
+        answer = json.loads(last)
+    except ValueError:
+        answer = None
+    if status == 0 and isinstance(answer, dict) and isinstance(answer.get("flops_per_sample"), int):
+        return int(answer["flops_per_sample"])
+    if isinstance(answer, dict) and "message" in answer:
+        raise error_of(str(answer.get("family", "failed")), str(answer["message"]), answer.get("code"))
+    raise Failed(_last_error_line(err, status), code="model_raised")
+
+
+def _last_error_line(err: bytes, status: int) -> str:
+    lines = err.decode(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("error: ")[:MAX_CHILD_ERROR] if lines else f"the module ended with status {status}"
+
+
+def least_escrow_utlk(spec: tx_pb2.TaskSpec, params: state_pb2.Params) -> int:
+    """What the whole task costs at the owner's price with every segment opened: the ledger asks for no less."""
+    flops = spec.steps * spec.global_batch * spec.flops_per_sample
+    compute = -(-flops * spec.price_utlk_per_gflop // FLOPS_PER_GFLOP)
+    return compute + share_ppm(compute, params.validation_ppm)
+
+
+def check_means(prepared: Prepared, balance_utlk: int, who: str, params: state_pb2.Params) -> None:
+    """Raises InsufficientFunds when the budget cannot cover the task, or the account not the budget."""
+    least = least_escrow_utlk(prepared.spec, params)
+    if prepared.budget_utlk < least:
+        raise InsufficientFunds(
+            f"the budget of {format_tlk(prepared.budget_utlk)} does not cover {prepared.spec.steps} steps at "
+            f"{format_tlk(prepared.spec.price_utlk_per_gflop)} per GFLOP, which may cost {format_tlk(least)}; "
+            f"raise spec.budget by {format_tlk(least - prepared.budget_utlk)}, or lower spec.price or spec.steps",
+            code="budget_too_small",
+        )
+    needed = prepared.budget_utlk + params.min_fee_utlk
+    if balance_utlk < needed:
+        raise InsufficientFunds(
+            f"{who} holds {format_tlk(balance_utlk)} but the task needs {format_tlk(prepared.budget_utlk)} and a fee "
+            f"of {format_tlk(params.min_fee_utlk)}: {format_tlk(needed - balance_utlk)} are missing; lower spec.budget "
+            "or have them transferred",
+            code="balance_too_small",
+        )
