@@ -1,0 +1,304 @@
+"""Keys, certificates, genesis and settings of a local federation, written once into its home folder.
+
+Nothing that exists is made again, except certificates near their end: a second `talkoo up` finds the same accounts, the
+same chain and the same ports.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from talkoo.federation.plan import (
+    PLAN_FILE,
+    FederationPlan,
+    NodePlan,
+    OrganizationPlan,
+    UserPlan,
+    default_plan,
+    load_plan,
+    plan_json,
+    with_ports,
+)
+from talkoo_core.errors import Internal
+from talkoo_core.ids import address_of_key
+from talkoo_core.signing import PrivateKey
+from talkoo_ledger.genesis import default_params
+from talkoo_runtime.disk import write_atomic
+from talkoo_runtime.keys import create_key, load_key
+from talkoo_runtime.pki import Authority, ensure_authority, ensure_certificate
+
+GENESIS_FILE = "genesis.json"
+TRUST_FILE = "trust.pem"
+PROFILE_FILE = "profile.toml"
+SERVICE_BALANCE_UTLK = 5_000_000
+"""For the fees of schedulers and validators."""
+ENDORSEMENT_DOMAIN = b"talkoo/node/v1\n"
+HOST = "127.0.0.1"
+EMPTY_BLOCK_INTERVAL_MS = 1000
+CONTROL_ROLES = ("ledger", "scheduler", "validator", "gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One child process of the federation."""
+
+    role: str
+    name: str
+    organization: str
+    module: str
+    settings: Path
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Provisioned:
+    """A home folder ready to start."""
+
+    home: Path
+    plan: FederationPlan
+    services: tuple[Service, ...]
+    etcd_certificate: Path
+    etcd_key: Path
+    trust_bundle: Path
+
+    @property
+    def etcd_endpoint(self) -> str:
+        return f"{HOST}:{self.plan.etcd_port}"
+
+
+def provision(home: Path, plan: FederationPlan | None = None) -> Provisioned:
+    """Make (or complete) a home folder. An existing plan wins over `plan`."""
+    home.mkdir(parents=True, exist_ok=True)
+    found = load_plan(home)
+    if found is None:
+        found = with_ports(plan or default_plan(), home)
+        write_atomic(home / PLAN_FILE, plan_json(found).encode())
+    return _Provisioner(home, found).run()
+
+
+class _Provisioner:
+    def __init__(self, home: Path, plan: FederationPlan) -> None:
+        self.home = home.resolve()
+        self.plan = plan
+        self.trust = self.home / TRUST_FILE
+        self.authorities: dict[str, Authority] = {}
+
+    def run(self) -> Provisioned:
+        for organization in self.plan.organizations:
+            folder = self.organization_folder(organization.name)
+            self.authorities[organization.name] = ensure_authority(folder / "authority", organization.name)
+        bundle = b"".join(self.authorities[o.name].certificate_pem for o in self.plan.organizations)
+        if not self.trust.exists() or self.trust.read_bytes() != bundle:
+            write_atomic(self.trust, bundle)
+        self.write_genesis()
+        services = [service for o in self.plan.organizations for service in self.organization_services(o)]
+        for index, user in enumerate(self.plan.users):
+            self.write_user(user, default=index == 0)
+        etcd = self.home / "etcd"
+        first = self.plan.organizations[0].name
+        self.certify(etcd, first, "etcd", "etcd")
+        return Provisioned(
+            self.home, self.plan, tuple(services), etcd / "certificate.pem", etcd / "private-key.pem", self.trust
+        )
+
+    def organization_folder(self, name: str) -> Path:
+        return self.home / "organizations" / name
+
+    def node_folder(self, organization: str, node: NodePlan) -> Path:
+        return self.organization_folder(organization) / "nodes" / node.name
+
+    def certify(self, folder: Path, organization: str, role: str, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        ensure_certificate(
+            self.authorities[organization],
+            folder / "certificate.pem",
+            folder / "private-key.pem",
+            federation=self.plan.name,
+            organization=organization,
+            role=role,
+            name=name,
+        )
+
+    def organization_key(self, organization: str, which: str) -> PrivateKey:
+        return _key(self.organization_folder(organization) / "keys" / f"{which}.key")
+
+    def node_key(self, organization: str, node: NodePlan) -> PrivateKey:
+        return _key(self.node_folder(organization, node) / "account.key")
+
+    def user_key(self, user: UserPlan) -> PrivateKey:
+        return _key(self.home / "users" / user.name / "account.key")
+
+    def write_genesis(self) -> None:
+        """The genesis file names every key and every token of the beginning."""
+        path = self.home / GENESIS_FILE
+        if path.exists():
+            return
+        organizations, accounts = [], []
+        for plan in self.plan.organizations:
+            keys = {k: self.organization_key(plan.name, k) for k in ("owner", "consensus", "scheduler", "validator")}
+            node_keys = {node.name: self.node_key(plan.name, node) for node in plan.nodes}
+            organizations.append(
+                {
+                    "name": plan.name,
+                    **{f"{name}_key": key.public.raw.hex() for name, key in keys.items()},
+                    "stake_utlk": plan.stake_utlk,
+                    "node_keys": [key.public.raw.hex() for key in node_keys.values()],
+                }
+            )
+            accounts.append(_account(keys["owner"], plan.balance_utlk, plan.name))
+            accounts.append(_account(keys["scheduler"], SERVICE_BALANCE_UTLK, f"{plan.name}-scheduler"))
+            accounts.append(_account(keys["validator"], SERVICE_BALANCE_UTLK, f"{plan.name}-validator"))
+            accounts += [_account(node_keys[node.name], node.balance_utlk, node.name) for node in plan.nodes]
+        accounts += [_account(self.user_key(user), user.balance_utlk, user.name) for user in self.plan.users]
+        genesis = {
+            "chain_id": self.plan.chain_id,
+            "genesis_time_ns": time.time_ns(),
+            "initial_height": 1,
+            "params": default_params(),
+            "organizations": organizations,
+            "accounts": accounts,
+        }
+        write_atomic(path, (json.dumps(genesis, indent=2) + "\n").encode())
+
+    def organization_services(self, organization: OrganizationPlan) -> list[Service]:
+        services = [
+            self.service("ledger", organization, organization.ledger_port, self.ledger_settings(organization)),
+            self.service("scheduler", organization, organization.scheduler_port, self.scheduler_settings(organization)),
+            self.service("validator", organization, organization.validator_port, self.validator_settings(organization)),
+            self.service("gateway", organization, organization.gateway_port, self.gateway_settings(organization)),
+        ]
+        return services + [self.agent(organization, node) for node in organization.nodes]
+
+    def ledger_settings(self, organization: OrganizationPlan) -> dict[str, object]:
+        return {
+            "genesis": str(self.home / GENESIS_FILE),
+            "consensus_key": str(self.organization_folder(organization.name) / "keys" / "consensus.key"),
+            "empty_block_interval_ms": EMPTY_BLOCK_INTERVAL_MS,
+            "peers": [
+                {"organization": other.name, "endpoint": f"{HOST}:{other.ledger_port}"}
+                for other in self.plan.organizations
+                if other.name != organization.name
+            ],
+        }
+
+    def scheduler_settings(self, organization: OrganizationPlan) -> dict[str, object]:
+        return {
+            "ledger": f"{HOST}:{organization.ledger_port}",
+            "etcd": [f"{HOST}:{self.plan.etcd_port}"],
+            "account_key": str(self.organization_folder(organization.name) / "keys" / "scheduler.key"),
+        }
+
+    def validator_settings(self, organization: OrganizationPlan) -> dict[str, object]:
+        return {
+            "ledger": f"{HOST}:{organization.ledger_port}",
+            "blobs": self.blobs_url(),
+            "account_key": str(self.organization_folder(organization.name) / "keys" / "validator.key"),
+        }
+
+    def gateway_settings(self, organization: OrganizationPlan) -> dict[str, object]:
+        return {
+            "http_listen": f"{HOST}:{organization.http_port}",
+            "ledger": f"{HOST}:{organization.ledger_port}",
+            "scheduler": f"{HOST}:{organization.scheduler_port}",
+            "validator": f"{HOST}:{organization.validator_port}",
+            "blobs": self.blobs_url(),
+        }
+
+    def agent(self, organization: OrganizationPlan, node: NodePlan) -> Service:
+        folder = self.node_folder(organization.name, node)
+        node_id = address_of_key(self.node_key(organization.name, node).public.raw)
+        statement = ENDORSEMENT_DOMAIN + f"{self.plan.chain_id}\n{node_id}".encode()
+        settings = {
+            "ledger": f"{HOST}:{organization.ledger_port}",
+            "scheduler": f"{HOST}:{organization.scheduler_port}",
+            "blobs": self.blobs_url(),
+            "account_key": str(folder / "account.key"),
+            "duty": node.duty,
+            "memory_bytes": node.memory_bytes,
+            "price_utlk_per_gflop": node.price_utlk_per_gflop,
+            "request_price_utlk": node.request_price_utlk,
+            "stake_utlk": node.stake_utlk,
+            "power_mw": node.power_mw,
+            "endorsement": self.organization_key(organization.name, "owner").sign(statement).hex(),
+            "forge_from_segment": node.forge_from_segment,
+        }
+        return self.service("agent", organization, node.port, settings, node)
+
+    def blobs_url(self) -> str:
+        return (self.home / "blobs").as_uri()
+
+    def service(
+        self,
+        role: str,
+        organization: OrganizationPlan,
+        port: int,
+        own: dict[str, object],
+        node: NodePlan | None = None,
+    ) -> Service:
+        """Write the settings file of one process; `own` are the fields only its role has."""
+        name = node.name if node else f"{organization.name}-{role}"
+        folder = (
+            self.node_folder(organization.name, node) if node else self.organization_folder(organization.name) / role
+        )
+        self.certify(folder, organization.name, role, name)
+        settings = {
+            "federation": self.plan.name,
+            "organization": organization.name,
+            "name": name,
+            "listen": f"{HOST}:{port}",
+            "state_dir": str(folder / "state"),
+            "certificate": str(folder / "certificate.pem"),
+            "private_key": str(folder / "private-key.pem"),
+            "trust_bundle": str(self.trust),
+            "traces_dir": str(self.home / "traces"),
+            **own,
+        }
+        path = folder / "settings.toml"
+        write_atomic(path, _toml(settings).encode())
+        return Service(role, name, organization.name, f"talkoo_{role}", path, folder)
+
+    def write_user(self, user: UserPlan, *, default: bool) -> None:
+        """A user's key, certificate and profile; the first user's profile is also the home's own."""
+        self.user_key(user)
+        folder = self.home / "users" / user.name
+        self.certify(folder, user.organization, "user", user.name)
+        organization = next(o for o in self.plan.organizations if o.name == user.organization)
+        profile = {
+            "federation": self.plan.name,
+            "organization": user.organization,
+            "gateway": f"{HOST}:{organization.gateway_port}",
+            "http": f"https://{HOST}:{organization.http_port}",
+            "trust_bundle": str(self.trust),
+            "certificate": str(folder / "certificate.pem"),
+            "private_key": str(folder / "private-key.pem"),
+            "account_key": str(folder / "account.key"),
+        }
+        write_atomic(folder / PROFILE_FILE, _toml(profile).encode())
+        if default:
+            write_atomic(self.home / PROFILE_FILE, _toml(profile).encode())
+
+
+def _key(path: Path) -> PrivateKey:
+    return load_key(path) if path.exists() else create_key(path)
+
+
+def _account(key: PrivateKey, balance_utlk: int, label: str) -> dict[str, object]:
+    return {"address": address_of_key(key.public.raw), "balance_utlk": balance_utlk, "label": label}
+
+
+def _toml(settings: dict[str, object]) -> str:
+    """The few TOML shapes our settings have: JSON scalars and lists are TOML; tables of peers come last."""
+    lines, tables = [], []
+    for name, value in settings.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            for entry in value:
+                tables.append(f"\n[[{name}]]")
+                tables += [f"{key} = {json.dumps(item)}" for key, item in entry.items()]
+        elif isinstance(value, str | int | float | bool | list):
+            lines.append(f"{name} = {json.dumps(value)}")
+        else:
+            raise Internal(f"the setting {name} has no TOML form")
+    return "\n".join([*lines, *tables]) + "\n"
