@@ -1,0 +1,176 @@
+"""What the agent and its children say to each other: one JSON object on a line, tagged by `type`.
+
+No torch here: the agent itself imports this module.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+LINE_MAX_BYTES = 1 << 20
+"""A longer line is refused on either side."""
+
+PEER_TIMEOUT_S = 60.0
+"""How long a rank waits for its peers, at the start and in every step, before they count as lost."""
+
+FAILURE_KINDS = (
+    "missing_module",
+    "bad_program",
+    "bad_optimizer",
+    "model_raised",
+    "loss_nan",
+    "data_missing",
+    "data_hash",
+    "bad_checkpoint",
+    "peer_lost",
+    "out_of_memory",
+    "disk_full",
+    "internal",
+)
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Start(_Message, tag="start", kw_only=True):
+    """First line to a trainer. Paths are absolute; empty checkpoint paths mean a fresh start from `seed`."""
+
+    task: str
+    rank: int
+    shares: list[int]
+    """Samples of each rank; the length is the world size."""
+    host: str
+    port: int
+    """Rank 0 listens there; 0: it takes a free port and says so in `listening`."""
+    code_dir: str
+    module: str
+    config: dict[str, Any]
+    data_path: str
+    data_sha256: str
+    optimizer: str
+    optimizer_options_json: str
+    seed: int
+    params_path: str = ""
+    optimizer_path: str = ""
+    work_dir: str
+    """Transcripts and checkpoints of finished segments go here, one folder each."""
+    backend: str = "gloo"
+    duty: float = 1.0
+    peer_timeout_s: float = PEER_TIMEOUT_S
+    forge_from_segment: int = -1
+    """From this segment on, pretend instead of computing; -1: honest. For demonstrations and tests of the audit."""
+
+
+class RunSegment(_Message, tag="segment", kw_only=True):
+    segment: int
+    beacon: str
+    """64 hex digits."""
+    first_step: int
+    steps: int
+
+
+class Listening(_Message, tag="listening", kw_only=True):
+    """Rank 0 only: peers may come."""
+
+    host: str
+    port: int
+
+
+class Ready(_Message, tag="ready", kw_only=True):
+    """All ranks have met; segments may be sent."""
+
+    parameters: int
+    hardware_class: str
+
+
+class Step(_Message, tag="step", kw_only=True):
+    segment: int
+    step: int
+    loss: float
+    """Mean over the global batch, for display."""
+    samples_per_second: float
+    """Of this rank, throttle included."""
+
+
+class SegmentDone(_Message, tag="segment_done", kw_only=True):
+    segment: int
+    root: str
+    transcript_path: str
+    params_path: str
+    params_sha256: str
+    optimizer_path: str
+    optimizer_sha256: str
+    samples: int
+    flops_per_sample: int
+    loss_bits: int
+    """float32 bits of the last step's global loss."""
+    cpu_seconds: float
+    duration_s: float
+
+
+class ChildFailed(_Message, tag="failed", kw_only=True):
+    """The last line of a child that gives up; its exit status is not zero."""
+
+    kind: str
+    message: str
+    step: int = -1
+
+
+class Measured(_Message, tag="measured", kw_only=True):
+    speed_flops: int
+    hardware_class: str
+    memory_bytes: int
+    """Of the accelerator; 0 on a CPU."""
+    duty: float
+
+
+class LoadModel(_Message, tag="load", kw_only=True):
+    """To the model server: make this version ready. Loading another replaces it."""
+
+    version: str
+    code_dir: str
+    module: str
+    config: dict[str, Any]
+    params_path: str
+    seed: int = 0
+
+
+class Loaded(_Message, tag="loaded", kw_only=True):
+    version: str
+
+
+class InferInputs(_Message, tag="infer", kw_only=True):
+    request: str
+    inputs: list[Any]
+
+
+class Inferred(_Message, tag="inferred", kw_only=True):
+    request: str
+    outputs: list[Any]
+    cpu_seconds: float
+
+
+class RequestFailed(_Message, tag="request_failed", kw_only=True):
+    """The server lives on; only this request failed."""
+
+    request: str
+    kind: str
+    message: str
+
+
+ToTrainer = Start | RunSegment
+FromTrainer = Listening | Ready | Step | SegmentDone | ChildFailed | Measured
+ToModelServer = LoadModel | InferInputs
+FromModelServer = Loaded | Inferred | RequestFailed | ChildFailed
+
+to_trainer = msgspec.json.Decoder(ToTrainer)
+from_trainer = msgspec.json.Decoder(FromTrainer)
+to_model_server = msgspec.json.Decoder(ToModelServer)
+from_model_server = msgspec.json.Decoder(FromModelServer)
+
+
+def line_of(message: msgspec.Struct) -> bytes:
+    return msgspec.json.encode(message) + b"\n"
