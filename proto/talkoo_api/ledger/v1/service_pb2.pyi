@@ -290,12 +290,17 @@ class StateProof(_message.Message):
     MODULE_AUNTS_FIELD_NUMBER: _builtins.int
     MODULE_INDEX_FIELD_NUMBER: _builtins.int
     MODULE_TOTAL_FIELD_NUMBER: _builtins.int
+    OTHER_KEY_HASH_FIELD_NUMBER: _builtins.int
+    OTHER_VALUE_HASH_FIELD_NUMBER: _builtins.int
     module_root: _builtins.bytes
     """ICS-23: a compressed sparse Merkle proof of (key, value) in the module's tree, then the module's root in the tree of modules."""
     bitmap: _builtins.bytes
     """bit i: go right at level i"""
     module_index: _builtins.int
     module_total: _builtins.int
+    other_key_hash: _builtins.bytes
+    """absence: the leaf that stands where the key would; empty when nothing stands there"""
+    other_value_hash: _builtins.bytes
     @_builtins.property
     def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """siblings from the leaf's level to the root"""
@@ -311,10 +316,12 @@ class StateProof(_message.Message):
         module_aunts: _abc.Iterable[_builtins.bytes] | None = ...,
         module_index: _builtins.int = ...,
         module_total: _builtins.int = ...,
+        other_key_hash: _builtins.bytes = ...,
+        other_value_hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bitmap", b"bitmap", "module_aunts", b"module_aunts", "module_index", b"module_index", "module_root", b"module_root", "module_total", b"module_total", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bitmap", b"bitmap", "module_aunts", b"module_aunts", "module_index", b"module_index", "module_root", b"module_root", "module_total", b"module_total", "other_key_hash", b"other_key_hash", "other_value_hash", b"other_value_hash", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

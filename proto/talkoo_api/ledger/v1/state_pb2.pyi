@@ -129,6 +129,9 @@ class Organization(_message.Message):
     CREDIT_GFLOP_FIELD_NUMBER: _builtins.int
     POWER_FIELD_NUMBER: _builtins.int
     OWNER_KEY_FIELD_NUMBER: _builtins.int
+    LISTED_NODES_FIELD_NUMBER: _builtins.int
+    CREDIT_REST_MFLOP_FIELD_NUMBER: _builtins.int
+    EPOCH_VERDICTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     owner: _builtins.str
     """address: holds stake, endorses nodes, receives"""
@@ -144,6 +147,14 @@ class Organization(_message.Message):
     power: _builtins.int
     """stake × (1 + b), b < 0.5"""
     owner_key: _builtins.bytes
+    credit_rest_mflop: _builtins.int
+    """verified training not yet a whole GFLOP of credit"""
+    epoch_verdicts: _builtins.int
+    """verdicts that became final in this epoch"""
+    @_builtins.property
+    def listed_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """addresses from genesis that need no endorsement"""
+
     def __init__(
         self,
         *,
@@ -156,10 +167,13 @@ class Organization(_message.Message):
         credit_gflop: _builtins.int = ...,
         power: _builtins.int = ...,
         owner_key: _builtins.bytes = ...,
+        listed_nodes: _abc.Iterable[_builtins.str] | None = ...,
+        credit_rest_mflop: _builtins.int = ...,
+        epoch_verdicts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_gflop", b"credit_gflop", "name", b"name", "owner", b"owner", "owner_key", b"owner_key", "power", b"power", "scheduler", b"scheduler", "stake_utlk", b"stake_utlk", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_gflop", b"credit_gflop", "credit_rest_mflop", b"credit_rest_mflop", "epoch_verdicts", b"epoch_verdicts", "listed_nodes", b"listed_nodes", "name", b"name", "owner", b"owner", "owner_key", b"owner_key", "power", b"power", "scheduler", b"scheduler", "stake_utlk", b"stake_utlk", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -190,6 +204,8 @@ class Node(_message.Message):
     EARNED_UTLK_FIELD_NUMBER: _builtins.int
     SLASHED_UTLK_FIELD_NUMBER: _builtins.int
     FORGED_SEGMENTS_FIELD_NUMBER: _builtins.int
+    VERIFIED_REST_FLOP_FIELD_NUMBER: _builtins.int
+    EPOCH_MFLOP_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """address"""
     name: _builtins.str
@@ -214,6 +230,10 @@ class Node(_message.Message):
     earned_utlk: _builtins.int
     slashed_utlk: _builtins.int
     forged_segments: _builtins.int
+    verified_rest_flop: _builtins.int
+    """verified work not yet a whole GFLOP"""
+    epoch_mflop: _builtins.int
+    """verified in this epoch, for the split of its emission"""
     def __init__(
         self,
         *,
@@ -238,10 +258,12 @@ class Node(_message.Message):
         earned_utlk: _builtins.int = ...,
         slashed_utlk: _builtins.int = ...,
         forged_segments: _builtins.int = ...,
+        verified_rest_flop: _builtins.int = ...,
+        epoch_mflop: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "earned_utlk", b"earned_utlk", "endpoint", b"endpoint", "energy_mj", b"energy_mj", "forged_segments", b"forged_segments", "hardware_class", b"hardware_class", "id", b"id", "jailed", b"jailed", "jailed_until_height", b"jailed_until_height", "memory_bytes", b"memory_bytes", "name", b"name", "organization", b"organization", "power_mw", b"power_mw", "power_source", b"power_source", "price_utlk_per_gflop", b"price_utlk_per_gflop", "request_price_utlk", b"request_price_utlk", "slashed_utlk", b"slashed_utlk", "speed_flops", b"speed_flops", "stake_utlk", b"stake_utlk", "verified_gflop", b"verified_gflop", "verified_segments", b"verified_segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "earned_utlk", b"earned_utlk", "endpoint", b"endpoint", "energy_mj", b"energy_mj", "epoch_mflop", b"epoch_mflop", "forged_segments", b"forged_segments", "hardware_class", b"hardware_class", "id", b"id", "jailed", b"jailed", "jailed_until_height", b"jailed_until_height", "memory_bytes", b"memory_bytes", "name", b"name", "organization", b"organization", "power_mw", b"power_mw", "power_source", b"power_source", "price_utlk_per_gflop", b"price_utlk_per_gflop", "request_price_utlk", b"request_price_utlk", "slashed_utlk", b"slashed_utlk", "speed_flops", b"speed_flops", "stake_utlk", b"stake_utlk", "verified_gflop", b"verified_gflop", "verified_rest_flop", b"verified_rest_flop", "verified_segments", b"verified_segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -274,6 +296,7 @@ class Task(_message.Message):
     TRACE_FIELD_NUMBER: _builtins.int
     START_PARAMS_SHA256_FIELD_NUMBER: _builtins.int
     START_OPTIMIZER_SHA256_FIELD_NUMBER: _builtins.int
+    FAILURE_REPORTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     owner: _builtins.str
     phase: Global___TaskPhase.ValueType
@@ -312,6 +335,10 @@ class Task(_message.Message):
     def banned_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """found forging in this task"""
 
+    @_builtins.property
+    def failure_reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___FailureReport]:
+        """of the present attempt"""
+
     def __init__(
         self,
         *,
@@ -338,14 +365,43 @@ class Task(_message.Message):
         trace: _builtins.str = ...,
         start_params_sha256: _builtins.str = ...,
         start_optimizer_sha256: _builtins.str = ...,
+        failure_reports: _abc.Iterable[Global___FailureReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_segments", b"accepted_segments", "attempt", b"attempt", "banned_nodes", b"banned_nodes", "beacon", b"beacon", "created_height", b"created_height", "discarded_segments", b"discarded_segments", "escrow_utlk", b"escrow_utlk", "failure", b"failure", "failure_kind", b"failure_kind", "finished_height", b"finished_height", "id", b"id", "last_progress_height", b"last_progress_height", "model_version", b"model_version", "next_segment", b"next_segment", "owner", b"owner", "phase", b"phase", "placement_reason", b"placement_reason", "shards", b"shards", "spec", b"spec", "spent_utlk", b"spent_utlk", "start_optimizer_sha256", b"start_optimizer_sha256", "start_params_sha256", b"start_params_sha256", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_segments", b"accepted_segments", "attempt", b"attempt", "banned_nodes", b"banned_nodes", "beacon", b"beacon", "created_height", b"created_height", "discarded_segments", b"discarded_segments", "escrow_utlk", b"escrow_utlk", "failure", b"failure", "failure_kind", b"failure_kind", "failure_reports", b"failure_reports", "finished_height", b"finished_height", "id", b"id", "last_progress_height", b"last_progress_height", "model_version", b"model_version", "next_segment", b"next_segment", "owner", b"owner", "phase", b"phase", "placement_reason", b"placement_reason", "shards", b"shards", "spec", b"spec", "spent_utlk", b"spent_utlk", "start_optimizer_sha256", b"start_optimizer_sha256", "start_params_sha256", b"start_params_sha256", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class FailureReport(_message.Message):
+    """One party of the placement (or one organization's scheduler) says that the task cannot go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORTER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reporter: _builtins.str
+    """node id, or organization name for its scheduler"""
+    kind: _builtins.str
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        reporter: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "reporter", b"reporter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FailureReport: _TypeAlias = FailureReport  # noqa: Y015
 
 @_typing.final
 class Commitment(_message.Message):
@@ -387,6 +443,7 @@ class VerdictVote(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     POWER_FIELD_NUMBER: _builtins.int
     REVEAL_TX_HASH_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     digest: _builtins.bytes
     salt: _builtins.bytes
@@ -395,6 +452,8 @@ class VerdictVote(_message.Message):
     """after the reveal"""
     power: _builtins.int
     reveal_tx_hash: _builtins.bytes
+    late: _builtins.bool
+    """committed after the first reveal: counts, is not paid"""
     def __init__(
         self,
         *,
@@ -404,10 +463,11 @@ class VerdictVote(_message.Message):
         verdict: _builtins.bytes = ...,
         power: _builtins.int = ...,
         reveal_tx_hash: _builtins.bytes = ...,
+        late: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "organization", b"organization", "power", b"power", "reveal_tx_hash", b"reveal_tx_hash", "salt", b"salt", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "late", b"late", "organization", b"organization", "power", b"power", "reveal_tx_hash", b"reveal_tx_hash", "salt", b"salt", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,6 +495,8 @@ class Segment(_message.Message):
     START_OPTIMIZER_SHA256_FIELD_NUMBER: _builtins.int
     FIRST_STEP_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    AUDIT_EXTENSIONS_FIELD_NUMBER: _builtins.int
+    QUORUM_HEIGHT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     attempt: _builtins.int
     segment: _builtins.int
@@ -450,6 +512,9 @@ class Segment(_message.Message):
     start_optimizer_sha256: _builtins.str
     first_step: _builtins.int
     steps: _builtins.int
+    audit_extensions: _builtins.int
+    quorum_height: _builtins.int
+    """where more than two thirds of power first agreed"""
     @_builtins.property
     def commitments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Commitment]:
         """in order of rank"""
@@ -485,10 +550,12 @@ class Segment(_message.Message):
         start_optimizer_sha256: _builtins.str = ...,
         first_step: _builtins.int = ...,
         steps: _builtins.int = ...,
+        audit_extensions: _builtins.int = ...,
+        quorum_height: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "audit_deadline_height", b"audit_deadline_height", "beacon", b"beacon", "commitments", b"commitments", "committed_height", b"committed_height", "decided_height", b"decided_height", "draw", b"draw", "draw_rate_ppm", b"draw_rate_ppm", "first_step", b"first_step", "outcome", b"outcome", "phase", b"phase", "segment", b"segment", "shards", b"shards", "start_optimizer_sha256", b"start_optimizer_sha256", "start_params_sha256", b"start_params_sha256", "steps", b"steps", "task_id", b"task_id", "votes", b"votes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "audit_deadline_height", b"audit_deadline_height", "audit_extensions", b"audit_extensions", "beacon", b"beacon", "commitments", b"commitments", "committed_height", b"committed_height", "decided_height", b"decided_height", "draw", b"draw", "draw_rate_ppm", b"draw_rate_ppm", "first_step", b"first_step", "outcome", b"outcome", "phase", b"phase", "quorum_height", b"quorum_height", "segment", b"segment", "shards", b"shards", "start_optimizer_sha256", b"start_optimizer_sha256", "start_params_sha256", b"start_params_sha256", "steps", b"steps", "task_id", b"task_id", "votes", b"votes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -670,6 +737,71 @@ class ModelRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelRequest: _TypeAlias = ModelRequest  # noqa: Y015
+
+@_typing.final
+class Unbonding(_message.Message):
+    """Stake on its way back to its owner; slashable until it is paid out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    AMOUNT_UTLK_FIELD_NUMBER: _builtins.int
+    RELEASE_HEIGHT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """"<release height, 12 digits>/<payment number, 12 digits>", also its key"""
+    subject: _builtins.str
+    """node id or organization name"""
+    owner: _builtins.str
+    """address that is paid"""
+    amount_utlk: _builtins.int
+    release_height: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        amount_utlk: _builtins.int = ...,
+        release_height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_utlk", b"amount_utlk", "id", b"id", "owner", b"owner", "release_height", b"release_height", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unbonding: _TypeAlias = Unbonding  # noqa: Y015
+
+@_typing.final
+class Chain(_message.Message):
+    """Counters of the chain; module `chain`, key `chain`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_ID_FIELD_NUMBER: _builtins.int
+    PAYMENTS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    chain_id: _builtins.str
+    payments: _builtins.int
+    """number of the newest payment"""
+    epoch: _builtins.int
+    """number of the newest epoch"""
+    def __init__(
+        self,
+        *,
+        chain_id: _builtins.str = ...,
+        payments: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "epoch", b"epoch", "payments", b"payments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chain: _TypeAlias = Chain  # noqa: Y015
 
 @_typing.final
 class Supply(_message.Message):

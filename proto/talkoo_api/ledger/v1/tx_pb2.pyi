@@ -762,7 +762,7 @@ class FailTask(_message.Message):
     task_id: _builtins.str
     attempt: _builtins.int
     kind: _builtins.str
-    """missing_module, model_raised, loss_nan, data_missing, data_hash, bad_program"""
+    """missing_module, model_raised, loss_nan, data_missing, data_hash, bad_program; node_lost only frees the placement"""
     message: _builtins.str
     """at most 1024 bytes"""
     def __init__(
