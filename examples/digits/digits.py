@@ -1,4 +1,4 @@
-"""Handwritten digits: a small network that learns to read 8 × 8 pictures (scikit-learn's digits, 1,797 samples).
+"""Handwritten digits: a small network that learns to read 8 by 8 pictures (scikit-learn's digits, 1,797 samples).
 
 This file is all that Talkoo asks of a model builder:
 

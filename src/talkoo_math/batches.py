@@ -1,6 +1,6 @@
 """Which samples each rank sees: a pure function of the beacon, so nobody can choose or foresee the data order.
 
-One *pass* over the data set is a pseudo-random permutation of 0 … n−1, evaluated point by point (never stored): a
+One *pass* over the data set is a pseudo-random permutation of 0 … n - 1, evaluated point by point (never stored): a
 balanced Feistel network over the smallest even-bit domain ≥ n, walked until it lands inside (cycle walking; Black and
 Rogaway, "Ciphers with arbitrary finite domains", 2002, method 2). Round keys are SHA-256 of (beacon, segment, pass).
 Position p of a segment is the permutation of pass ⌊p/n⌋ at p mod n, so within a pass no sample is seen twice.

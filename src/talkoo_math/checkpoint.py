@@ -42,7 +42,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy values into the model, in place. Raises `InvalidInput` (code `bad_checkpoint`) on any difference of shape."""
+    """Copy values into the model, in place. Raises `InvalidInput` (code `bad_checkpoint`) where shapes differ."""
     own = model_tensors(model)
     missing, foreign = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or foreign:

@@ -29,7 +29,7 @@ def tensor_bytes(tensor: Tensor) -> bytes | memoryview:
 def tensors_digest(tensors: Mapping[str, Tensor]) -> bytes:
     """32 bytes: SHA-256 over each tensor's name, dtype, shape and bytes, by name in code point order.
 
-    Every variable part is preceded by its length (u32, little-endian), so no two different sets collide by moving a border.
+    Every variable part is preceded by its length (u32, little-endian), so moving a border changes the digest.
     """
     state = hashlib.sha256(b"talkoo/tensors/v1")
     state.update(struct.pack("<I", len(tensors)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from talkoo_core.errors import InvalidInput
 
-KINDS: dict[str, type[torch.optim.Optimizer]] = {
+KINDS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -24,7 +24,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 
 def build_optimizer(name: str, options_json: str, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """An optimizer over `parameters`. `options_json`: an object of numbers, given as texts or numbers (`{"lr":"0.001"}`).
+    """An optimizer over `parameters`. `options_json`: numbers by name, as texts or numbers (`{"lr":"0.001"}`).
 
     Raises `InvalidInput` (code `bad_optimizer`) that lists what is known.
     """
@@ -50,7 +50,7 @@ def build_optimizer(name: str, options_json: str, parameters: Iterable[Tensor]) 
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """The state as named tensors, `<parameter>/<key>`; empty before the first step. `names`: in the optimizer's order."""
+    """The state as tensors named `<parameter>/<key>`; none before the first step. `names`: in the optimizer's order."""
     out: dict[str, Tensor] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len(parameters) == len(names)

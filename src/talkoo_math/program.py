@@ -3,8 +3,8 @@
 The module (or a class `Task` in it, taken without arguments) has these functions:
 
     build_model(config: dict) -> torch.nn.Module             initial parameters come from torch's seeded generator
-    open_data(path: Path, split: str) -> data set            split is "train" or "heldout"; the data set has
-                                                              __len__() and batch(indices: list[int]) -> tuple of tensors
+    open_data(path: Path, split: str) -> data set            split is "train" or "heldout"; it has __len__() and
+                                                              batch(indices: list[int]) -> tuple of tensors
     loss(model, batch) -> scalar float tensor                the MEAN over the samples of the batch
     correct(model, batch) -> int                             how many samples of the batch the model gets right
     predict(model, inputs: list) -> list                     JSON in, JSON out, one answer for each input
@@ -112,7 +112,7 @@ class Program:
 
 
 def guarded(what: str, folder: Path, call: Callable[[], T]) -> T:
-    """Run the user's code. What it raises becomes `Failed` (code `model_raised`) or `Exhausted` (code `out_of_memory`)."""
+    """Run the user's code. What it raises becomes `Failed` (`model_raised`) or `Exhausted` (`out_of_memory`)."""
     try:
         return call()
     except TalkooError:
@@ -143,7 +143,7 @@ def load_program(folder: Path, module: str) -> Program:
     """Import `<folder>/<module>.py`.
 
     The folder goes first on `sys.path`, so the module may import its neighbours; call once per process. Raises
-    `InvalidInput` (codes `missing_module`, `bad_program`) or `Failed` (code `model_raised`) when the import itself raises.
+    `InvalidInput` (codes `missing_module`, `bad_program`), or `Failed` (code `model_raised`) when the import raises.
     """
     folder = folder.resolve()
     stem = module.removesuffix(".py")
@@ -176,7 +176,7 @@ def _import(path: Path, stem: str) -> ModuleType:
         specification.loader.exec_module(loaded)
     except ModuleNotFoundError as error:
         raise InvalidInput(
-            f"{path.name} imports {error.name!r}, which is not installed on this node; put it into the program's folder",
+            f"{path.name} imports {error.name!r}, which this node does not have; put it into the program's folder",
             code="missing_module",
         ) from error
     return loaded

@@ -6,8 +6,8 @@ What can be told apart, step by step (DESIGN decision 4):
   chose those bytes. The walk stops there, since the real aggregate holds a contribution nobody can compute; ranks whose
   own claims were right up to and including that step are honest.
 * All contributions are right, yet a rank's aggregate differs: somebody sent other integers than it claims. The sender
-  had computed the honest gradient all the same (its digest is right), so nothing was gained and no one is blamed, but the
-  segment does not stand: `disputed`.
+  had computed the honest gradient all the same (its digest is right), so nothing was gained and no one is blamed, but
+  the segment does not stand: `disputed`.
 * The aggregate is right, yet parameters or optimizer differ: that rank's own claim contradicts itself; it forged.
 """
 
@@ -80,12 +80,12 @@ def recompute_segment(
     data: DataSet,
     plan: SegmentPlan,
     claims: Sequence[RankClaim],
-    on_step: Callable[[int], None] = lambda step: None,
+    on_step: Callable[[int], None] | None = None,
 ) -> SegmentFinding:
     """Walk `plan` from `state` (the segment's start; it is changed in place) and compare with each rank's claim.
 
-    Call `make_deterministic()` first. Raises the program's typed errors when the user's own code fails, which is nobody's
-    forgery.
+    Call `make_deterministic()` first. Raises the program's typed errors when the user's own code fails, which is
+    nobody's forgery.
     """
     assert len(claims) == len(plan.shares)
     faults = {rank: fault for rank, claim in enumerate(claims) if (fault := _malformed(claim, rank, plan))}
@@ -120,7 +120,8 @@ def recompute_segment(
                 faults[rank] = (step, "its optimizer state does not follow from the aggregate it names")
         if faults:
             return _stopped(faults, plan, offset + 1)
-        on_step(step)
+        if on_step is not None:
+            on_step(step)
     return _walked(state, plan, claims, leaves)
 
 

@@ -11,8 +11,8 @@ from talkoo_core.errors import InvalidInput
 def split_batch(global_batch: int, speeds: Sequence[int]) -> tuple[int, ...]:
     """Samples per rank: proportional to `speeds` (any positive integer unit), each ≥ 1, summing to `global_batch`.
 
-    Largest remainder (Hamilton) over the samples left after each rank has one; ties go to the lower rank, so every party
-    computes the same split. Raises `InvalidInput` (code `batch_too_small`, `bad_speed`).
+    Largest remainder (Hamilton) over the samples left after each rank has one; ties go to the lower rank, so every
+    party computes the same split. Raises `InvalidInput` (code `batch_too_small`, `bad_speed`).
     """
     if not speeds or min(speeds) <= 0:
         raise InvalidInput("every rank needs a measured speed above zero; measure again", code="bad_speed")

@@ -95,7 +95,7 @@ class StateRecipe:
 
 
 def make_state(program: Program, recipe: StateRecipe, device: torch.device) -> TrainingState:
-    """Build the model and the optimizer, equal to the bit on every rank. Raises the errors of program and checkpoint."""
+    """Build model and optimizer, equal to the bit on every rank. Raises the errors of program and checkpoint."""
     model = program.build_model(recipe.config, recipe.seed)
     if recipe.params is not None:
         load_model_tensors(model, tensors_from_bytes(recipe.params, "the parameters' checkpoint"))
@@ -110,7 +110,7 @@ def make_state(program: Program, recipe: StateRecipe, device: torch.device) -> T
 
 
 def forward(module: nn.Module, state: TrainingState, data: DataSet, indices: Indices, step: int) -> Tensor:
-    """The rank's mean loss. `module` is `state.module`, bare or wrapped by DDP. Raises `LossNotFinite` (code `loss_nan`)."""
+    """The rank's mean loss. `module`: `state.module`, bare or in DDP. Raises `LossNotFinite` (code `loss_nan`)."""
     state.model.train()
     batch = state.program.batch(data, indices.tolist(), state.device)
     loss = module(batch)

@@ -19,7 +19,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Leaf(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What one rank says about one step. MessagePack of this array, fields in this order, is the leaf's canonical bytes."""
+    """What one rank says about one step. Its canonical bytes: MessagePack of this array, fields in this order."""
 
     step: Count
     """Global step, 0-based."""

@@ -1,4 +1,4 @@
-"""Trainers as real processes: DDP over gloo, transcripts, the audit of honest and of forged work, resume, a lost peer."""
+"""Trainers as real processes: DDP over gloo, transcripts, audits of honest and of forged work, resume, a lost peer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A child's end of the line protocol. Standard output is reserved for messages: what user code prints goes to stderr."""
+"""A child's end of the line protocol. Standard output is for messages only: what user code prints goes to stderr."""
 
 from __future__ import annotations
 

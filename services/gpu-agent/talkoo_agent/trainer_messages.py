@@ -31,11 +31,7 @@ FAILURE_KINDS = (
 )
 
 
-class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
-
-
-class Start(_Message, tag="start", kw_only=True):
+class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     """First line to a trainer. Paths are absolute; empty checkpoint paths mean a fresh start from `seed`."""
 
     task: str
@@ -64,7 +60,7 @@ class Start(_Message, tag="start", kw_only=True):
     """From this segment on, pretend instead of computing; -1: honest. For demonstrations and tests of the audit."""
 
 
-class RunSegment(_Message, tag="segment", kw_only=True):
+class RunSegment(msgspec.Struct, frozen=True, kw_only=True, tag="segment"):
     segment: int
     beacon: str
     """64 hex digits."""
@@ -72,21 +68,21 @@ class RunSegment(_Message, tag="segment", kw_only=True):
     steps: int
 
 
-class Listening(_Message, tag="listening", kw_only=True):
+class Listening(msgspec.Struct, frozen=True, kw_only=True, tag="listening"):
     """Rank 0 only: peers may come."""
 
     host: str
     port: int
 
 
-class Ready(_Message, tag="ready", kw_only=True):
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """All ranks have met; segments may be sent."""
 
     parameters: int
     hardware_class: str
 
 
-class Step(_Message, tag="step", kw_only=True):
+class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     segment: int
     step: int
     loss: float
@@ -95,7 +91,7 @@ class Step(_Message, tag="step", kw_only=True):
     """Of this rank, throttle included."""
 
 
-class SegmentDone(_Message, tag="segment_done", kw_only=True):
+class SegmentDone(msgspec.Struct, frozen=True, kw_only=True, tag="segment_done"):
     segment: int
     root: str
     transcript_path: str
@@ -111,7 +107,7 @@ class SegmentDone(_Message, tag="segment_done", kw_only=True):
     duration_s: float
 
 
-class ChildFailed(_Message, tag="failed", kw_only=True):
+class ChildFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     """The last line of a child that gives up; its exit status is not zero."""
 
     kind: str
@@ -119,7 +115,7 @@ class ChildFailed(_Message, tag="failed", kw_only=True):
     step: int = -1
 
 
-class Measured(_Message, tag="measured", kw_only=True):
+class Measured(msgspec.Struct, frozen=True, kw_only=True, tag="measured"):
     speed_flops: int
     hardware_class: str
     memory_bytes: int
@@ -127,7 +123,7 @@ class Measured(_Message, tag="measured", kw_only=True):
     duty: float
 
 
-class LoadModel(_Message, tag="load", kw_only=True):
+class LoadModel(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
     """To the model server: make this version ready. Loading another replaces it."""
 
     version: str
@@ -138,22 +134,22 @@ class LoadModel(_Message, tag="load", kw_only=True):
     seed: int = 0
 
 
-class Loaded(_Message, tag="loaded", kw_only=True):
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     version: str
 
 
-class InferInputs(_Message, tag="infer", kw_only=True):
+class InferInputs(msgspec.Struct, frozen=True, kw_only=True, tag="infer"):
     request: str
     inputs: list[Any]
 
 
-class Inferred(_Message, tag="inferred", kw_only=True):
+class Inferred(msgspec.Struct, frozen=True, kw_only=True, tag="inferred"):
     request: str
     outputs: list[Any]
     cpu_seconds: float
 
 
-class RequestFailed(_Message, tag="request_failed", kw_only=True):
+class RequestFailed(msgspec.Struct, frozen=True, kw_only=True, tag="request_failed"):
     """The server lives on; only this request failed."""
 
     request: str

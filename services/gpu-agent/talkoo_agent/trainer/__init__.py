@@ -1,1 +1,1 @@
-"""The child process that trains one rank: `python -m talkoo_agent.trainer`. Only this side of the agent imports torch."""
+"""The child process that trains one rank: `python -m talkoo_agent.trainer`. Only this side imports torch."""

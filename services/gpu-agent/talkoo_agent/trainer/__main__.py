@@ -1,7 +1,7 @@
 """`python -m talkoo_agent.trainer`: a rank that obeys lines on stdin; or `--measure`; or `--count-flops FOLDER`.
 
-Without options: reads one `start`, then `segment` lines, until stdin closes; writes `listening` (rank 0), `ready`, `step`,
-`segment_done`, `failed`. Exit status 0 when told to end, else the error family's.
+Without options: reads one `start`, then `segment` lines, until stdin closes; writes `listening` (rank 0), `ready`,
+`step`, `segment_done`, `failed`. Exit status 0 when told to end, else the error family's.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def _count_flops(folder: Path, module: str, config_json: str, data: Path | None)
 
 def _train() -> int:
     lines = Lines()
-    from talkoo_agent.trainer.rank import Rank, failure_of
+    from talkoo_agent.trainer.failures import failure_of
+    from talkoo_agent.trainer.rank import Rank
 
     rank: Rank | None = None
     try:

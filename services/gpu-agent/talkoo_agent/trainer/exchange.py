@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket  # what DDP asks the hook to be annotated with
 from torch.futures import Future
 
 from talkoo_core.errors import TalkooError
@@ -29,7 +30,7 @@ class Exchange:
     def begin(self) -> None:
         self.contribution, self.aggregate, self.made_up, self.error = {}, {}, None, None
 
-    def hook(self, _: object, bucket: dist.GradBucket) -> Future[Tensor]:
+    def hook(self, _: object, bucket: GradBucket) -> Future[Tensor]:
         """Called by DDP once for each bucket. Buckets differ between runs of DDP; names do not."""
         names = [self._names[id(parameter)] for parameter in bucket.parameters()]
         gradients = bucket.gradients()

@@ -8,27 +8,30 @@ import struct
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore  # torch.distributed gives it without saying so to type checkers
 from torch.nn.parallel import DistributedDataParallel
 
 from talkoo_agent.processor import processor_name
 from talkoo_agent.trainer.exchange import Exchange
+from talkoo_agent.trainer.failures import first_line, is_network, raise_again
 from talkoo_agent.trainer.forger import Forger
 from talkoo_agent.trainer.throttle import Throttle
 from talkoo_agent.trainer_messages import Listening, Ready, RunSegment, SegmentDone, Start, Step
-from talkoo_core.errors import Corrupt, Exhausted, Failed, NotFound, TalkooError, Unavailable
+from talkoo_core.errors import Corrupt, Exhausted, NotFound, TalkooError, Unavailable
 from talkoo_math.batches import Indices, sample_indices
 from talkoo_math.checkpoint import sha256_hex
 from talkoo_math.determinism import hardware_class, make_deterministic, seed_everything, step_seed
 from talkoo_math.digest import float32_bits, float32_of_bits, indices_digest, tensors_digest
 from talkoo_math.fixedpoint import FRACTION_BITS
 from talkoo_math.flops import flops_per_sample
-from talkoo_math.program import guarded, is_out_of_memory, load_program
+from talkoo_math.program import guarded, load_program
 from talkoo_math.step import StateRecipe, forward, make_state
 from talkoo_math.transcript import VERSION, Leaf, Transcript, encode_transcript, root_of
 
@@ -81,7 +84,7 @@ class Rank:
         self._forger = Forger(self._state.model, start.seed)
         self.step = -1
         """The global step under way."""
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
         self._ddp: DistributedDataParallel | None = None
 
     def join(self) -> None:
@@ -89,7 +92,7 @@ class Rank:
         start, limit = self._start, timedelta(seconds=self._start.peer_timeout_s)
         first = start.rank == 0
         try:
-            self._store = dist.TCPStore(
+            self._store = TCPStore(
                 start.host, start.port, self._world, is_master=first, timeout=limit, wait_for_workers=False
             )
             if first:
@@ -99,13 +102,15 @@ class Rank:
             )
             self._ddp = DistributedDataParallel(self._state.module, broadcast_buffers=False)
         except (RuntimeError, TimeoutError) as error:
-            raise Unavailable(f"the {self._world} ranks did not all meet: {_short(error)}", code="peer_lost") from error
+            raise Unavailable(
+                f"the {self._world} ranks did not all meet: {first_line(error)}", code="peer_lost"
+            ) from error
         self._ddp.register_comm_hook(None, self._exchange.hook)
         parameters = sum(parameter.numel() for parameter in self._state.model.parameters())
         self._send(Ready(parameters=parameters, hardware_class=hardware_class(self._device, processor_name())))
 
     def run(self, order: RunSegment) -> SegmentDone:
-        """Train one segment; every rank does so at the same time. Raises typed errors whose code is the failure's kind."""
+        """Train one segment, in step with all ranks. Raises typed errors; their code is the failure's kind."""
         began, cpu_began = time.perf_counter(), time.process_time()
         forging = 0 <= self._start.forge_from_segment <= order.segment
         leaves: list[Leaf] = []
@@ -168,11 +173,13 @@ class Rank:
         except Exception as error:
             if self._exchange.error is not None:
                 raise self._exchange.error from error
-            if _is_network(error):
+            if is_network(error):
                 raise Unavailable(
-                    f"a peer was lost in the exchange of gradients: {_short(error)}", code="peer_lost"
+                    f"a peer was lost in the exchange of gradients: {first_line(error)}", code="peer_lost"
                 ) from error
-            guarded(f"{self._start.module}.loss, going backward,", Path(self._start.code_dir), lambda: _raise(error))
+            guarded(
+                f"{self._start.module}.loss, going backward,", Path(self._start.code_dir), partial(raise_again, error)
+            )
 
     def _share_loss(self, loss: bytes) -> float:
         """Mean loss over the global batch, summed in fixed point like a gradient; and rank 0's buffers for all."""
@@ -183,7 +190,7 @@ class Rank:
             for _, buffer in sorted(self._state.buffers().items()):
                 dist.broadcast(buffer, src=0)
         except RuntimeError as error:
-            raise Unavailable(f"a peer was lost after a step: {_short(error)}", code="peer_lost") from error
+            raise Unavailable(f"a peer was lost after a step: {first_line(error)}", code="peer_lost") from error
         return int(total.item()) / (1 << FRACTION_BITS)
 
     def _keep(
@@ -221,9 +228,9 @@ class Rank:
         )
 
     def _cause(self, error: TalkooError, order: RunSegment, offset: int) -> TalkooError:
-        """Why the group broke. A rank that fails leaves a note; the others believe it only after computing it themselves,
+        """Why the group broke. A rank that fails leaves a note of it at the meeting point.
 
-        so that one rank cannot talk the rest into giving the task up.
+        The others believe it only after failing in the same way on its samples, so that none can end a task alone.
         """
         assert self._store is not None
         if error.code != "peer_lost":
@@ -247,7 +254,7 @@ class Rank:
                 return type(same)(f"rank {rank} stopped, and here too {same.message}", code=same.code)
         return error
 
-    def _try_store(self, call: Callable[[dist.TCPStore], object]) -> object:
+    def _try_store(self, call: Callable[[TCPStore], object]) -> object:
         """The store is only a courtesy once the group is broken: without it the failure is reported as it was seen."""
         assert self._store is not None
         try:
@@ -270,41 +277,3 @@ class Rank:
                 time.sleep(0.02)
         elif dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _raise(error: Exception) -> None:
-    raise error
-
-
-def _is_network(error: Exception) -> bool:
-    """gloo and NCCL report through RuntimeError; their texts name themselves."""
-    if isinstance(error, dist.DistError):
-        return True
-    text = str(error)
-    known = (
-        "gloo",
-        "NCCL",
-        "Connection closed by peer",
-        "Connection reset",
-        "Broken pipe",
-        "Timed out waiting",
-        "recv",
-    )
-    return isinstance(error, RuntimeError) and not is_out_of_memory(error) and any(word in text for word in known)
-
-
-def _short(error: BaseException) -> str:
-    """torch appends a C++ stack; the first line says it."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def failure_of(error: BaseException) -> TalkooError:
-    """Everything that stops a child, as a typed error."""
-    if isinstance(error, TalkooError):
-        return error
-    if is_out_of_memory(error):
-        return Exhausted(
-            "the node ran out of memory; use a smaller global batch or a node with more", code="out_of_memory"
-        )
-    return Failed(f"{type(error).__name__}: {_short(error)}", code="internal")

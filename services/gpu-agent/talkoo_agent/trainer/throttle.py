@@ -1,6 +1,6 @@
 """Run at a part of the machine's speed, honestly: rest in proportion to the processor time that work took.
 
-With `duty` d, after t seconds of processor time the process rests t · (1/d − 1) seconds. This is how several nodes of
+With `duty` d, after t seconds of processor time the process rests t · (1/d - 1) seconds. This is how several nodes of
 clearly different speed live on one small machine, and how an owner lends only a part of one. What a node measures of
 itself runs under the same rule, so the speed it offers is the speed it has.
 """
