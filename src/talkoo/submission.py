@@ -14,9 +14,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from talkoo_api.ledger.v1 import state_pb2, tx_pb2
+
 from talkoo.program_check import check_program
 from talkoo.taskfile import TaskFile
-from talkoo_api.ledger.v1 import state_pb2, tx_pb2
 from talkoo_core.amounts import format_tlk, share_ppm
 from talkoo_core.errors import Exhausted, Failed, InsufficientFunds, InvalidInput, NotFound, error_of
 from talkoo_runtime.bundle import pack_folder, unpack

@@ -235,7 +235,9 @@ class _Reader:
             raise self._wrong((*path, key), "is missing; add it", "missing_field")
         return mapping[key]
 
-    def _child(self, mapping: Mapping[str, Any], path: FieldPath, key: str, known: tuple[str, ...]) -> Mapping[str, Any]:
+    def _child(
+        self, mapping: Mapping[str, Any], path: FieldPath, key: str, known: tuple[str, ...]
+    ) -> Mapping[str, Any]:
         return self._mapping(self._need(mapping, path, key), (*path, key), known)
 
     def _constant(self, top: Mapping[str, Any], key: str, wanted: str) -> None:
