@@ -1,0 +1,86 @@
+"""Channels with mutual TLS, trace context on every call, and our errors back from the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from talkoo_runtime.grpc_errors import error_from_rpc, raise_from_rpc
+from talkoo_runtime.service_settings import ServiceSettings
+
+__all__ = ["error_from_rpc", "open_channel", "raise_from_rpc", "service_channel"]
+
+MAX_MESSAGE_BYTES = 32 * 1024 * 1024
+KEEPALIVE_MS = 10_000
+KEEPALIVE_TIMEOUT_MS = 5_000
+RECONNECT_MIN_MS = 100
+RECONNECT_MAX_MS = 2_000
+
+OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.initial_reconnect_backoff_ms", RECONNECT_MIN_MS),
+    ("grpc.min_reconnect_backoff_ms", RECONNECT_MIN_MS),
+    ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def open_channel(target: str, certificate: Path, private_key: Path, trust_bundle: Path) -> grpc.aio.Channel:
+    """A lazy channel to `host:port` that shows our certificate and takes those of the bundle's authorities.
+
+    Raises NotFound when a file is missing.
+    """
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=_pem(trust_bundle), private_key=_pem(private_key), certificate_chain=_pem(certificate)
+    )
+    return grpc.aio.secure_channel(target, credentials, options=OPTIONS, interceptors=_tracing())
+
+
+def service_channel(settings: ServiceSettings, target: str) -> grpc.aio.Channel:
+    """A channel of a service to another one."""
+    return open_channel(
+        target, Path(settings.certificate), Path(settings.private_key), Path(settings.trust_bundle)
+    )
+
+
+def _pem(path: Path) -> bytes:
+    from talkoo_core.errors import NotFound
+
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"there is no certificate file {path}; `talkoo up` makes them") from None
+
+
+def _with_trace(details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
+    from talkoo_runtime.telemetry import TRACEPARENT, traceparent
+
+    parent = traceparent()
+    if not parent:
+        return details
+    metadata = grpc.aio.Metadata(*(details.metadata or ()))
+    metadata.add(TRACEPARENT, parent)
+    return details._replace(metadata=metadata)
+
+
+class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+    async def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+        return await continuation(_with_trace(details), request)
+
+
+class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
+    async def intercept_unary_stream(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+        return await continuation(_with_trace(details), request)
+
+
+def _tracing() -> list[Any]:
+    return [_UnaryUnary(), _UnaryStream()]

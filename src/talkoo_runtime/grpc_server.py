@@ -1,0 +1,144 @@
+"""A gRPC server with mutual TLS: callers must show a member's certificate; our errors go out as status and metadata."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from talkoo_core.errors import Exhausted, Internal, TalkooError
+from talkoo_runtime.grpc_client import OPTIONS
+from talkoo_runtime.grpc_errors import abort_with
+from talkoo_runtime.identity import Identity, identity_of
+from talkoo_runtime.service_settings import ServiceSettings
+from talkoo_runtime.telemetry import TRACEPARENT, continue_from
+
+__all__ = ["Identity", "identity_of", "make_server", "start_server"]
+
+log = logging.getLogger(__name__)
+MAX_CONCURRENT_CALLS = 1000
+STOP_GRACE_S = 3.0
+SERVER_OPTIONS = (
+    *OPTIONS,
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.so_reuseport", 0),
+)
+
+
+def make_server() -> grpc.aio.Server:
+    """A server without ports; add servicers, then `start_server`."""
+    return grpc.aio.server(
+        interceptors=[_Boundary()], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS
+    )
+
+
+async def start_server(server: grpc.aio.Server, settings: ServiceSettings) -> None:
+    """Bind the settings' address with mutual TLS and serve. Raises Exhausted when the port is taken.
+
+    The certificate files are read again for every handshake after they changed, so a rotation needs no restart.
+    """
+    files = _CertificateFiles(settings)
+    credentials = grpc.dynamic_ssl_server_credentials(
+        files.current(), files.if_changed, require_client_authentication=True
+    )
+    try:
+        port = server.add_secure_port(settings.listen, credentials)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise Exhausted(
+            f"cannot listen on {settings.listen}: another process has that port; stop it or change `listen`",
+            code="port_taken",
+        )
+    await server.start()
+
+
+class _CertificateFiles:
+    """Hands gRPC the certificates, anew when a file has changed."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._paths = [Path(settings.private_key), Path(settings.certificate), Path(settings.trust_bundle)]
+        self._seen = self._times()
+
+    def current(self) -> Any:
+        key, certificate, bundle = (path.read_bytes() for path in self._paths)
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=bundle)
+
+    def if_changed(self) -> Any:
+        """Called by gRPC at each handshake; None keeps what it has."""
+        try:
+            times = self._times()
+            if times == self._seen:
+                return None
+            configuration = self.current()
+        except OSError as error:
+            log.warning("certificates cannot be read (%s); the old ones stay in use", error)
+            return None
+        self._seen = times
+        return configuration
+
+    def _times(self) -> list[int]:
+        return [path.stat().st_mtime_ns for path in self._paths]
+
+
+class _Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Every call: its trace is continued, our errors are answered as such, and other exceptions leak nothing."""
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        parent = next((str(value) for key, value in details.invocation_metadata if key == TRACEPARENT), "")
+        method = details.method
+        if handler.response_streaming:
+            wrapped: Any = _stream(handler.unary_stream or handler.stream_stream, method, parent)
+            make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        else:
+            wrapped = _unary(handler.unary_unary or handler.stream_unary, method, parent)
+            make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
+def _unary(behaviour: Any, method: str, parent: str) -> Any:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            with continue_from(parent):
+                return await behaviour(request, context)
+        except TalkooError as error:
+            await abort_with(context, error)
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception:
+            await abort_with(context, _unexpected(method))
+
+    return call
+
+
+def _stream(behaviour: Any, method: str, parent: str) -> Any:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            with continue_from(parent):
+                answers = behaviour(request, context)
+            async for answer in answers:
+                yield answer
+        except TalkooError as error:
+            await abort_with(context, error)
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception:
+            await abort_with(context, _unexpected(method))
+
+    return call
+
+
+def _unexpected(method: str) -> Internal:
+    log.exception("a call to %s failed in our own code", method)
+    return Internal(f"{method} failed inside the service; its log has the details")

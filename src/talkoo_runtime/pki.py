@@ -1,0 +1,163 @@
+"""Certificates: one authority per organization, one certificate per service, named by a SPIFFE-like URI.
+
+The federation trusts the list of its members' authorities; nobody can issue a certificate for another organization
+that its services would take, because a peer's organization is checked against the authority's own name.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from talkoo_runtime.disk import write_atomic
+
+AUTHORITY_DAYS = 3650
+CERTIFICATE_DAYS = 90
+RENEW_BELOW = 1 / 3
+"""Of a certificate's life: with less left it is issued anew."""
+CLOCK_SKEW = datetime.timedelta(minutes=5)
+SECRET_MODE = 0o600
+CERTIFICATE_FILE = "certificate.pem"
+KEY_FILE = "private-key.pem"
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """An organization's certificate authority."""
+
+    organization: str
+    certificate_pem: bytes
+    key_pem: bytes
+
+
+def identity_uri(federation: str, organization: str, role: str, name: str) -> str:
+    return f"spiffe://{federation}/{organization}/{role}/{name}"
+
+
+def create_authority(organization: str, now: datetime.datetime) -> Authority:
+    """A self-signed EC P-256 authority. `now` is in UTC."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + datetime.timedelta(days=AUTHORITY_DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(authority=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return Authority(organization, certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key))
+
+
+def issue(
+    authority: Authority, uri: str, now: datetime.datetime, hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
+) -> tuple[bytes, bytes]:
+    """A certificate (PEM, with the authority's behind it) and its key (PEM) for both ends of mutual TLS."""
+    issuer = x509.load_pem_x509_certificate(authority.certificate_pem)
+    issuer_key = serialization.load_pem_private_key(authority.key_pem, None)
+    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
+    key = ec.generate_private_key(ec.SECP256R1())
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri), *map(_host, hosts)]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(
+            x509.Name(
+                [
+                    x509.NameAttribute(NameOID.ORGANIZATION_NAME, authority.organization),
+                    x509.NameAttribute(NameOID.COMMON_NAME, uri.rsplit("/", 1)[-1][:64]),
+                ]
+            )
+        )
+        .issuer_name(issuer.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + datetime.timedelta(days=CERTIFICATE_DAYS))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(authority=False), critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+        )
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
+        )
+        .sign(issuer_key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM) + authority.certificate_pem, _key_pem(key)
+
+
+def ensure_authority(folder: Path, organization: str) -> Authority:
+    """Read an organization's authority from its folder, or make it there."""
+    certificate, key = folder / CERTIFICATE_FILE, folder / KEY_FILE
+    if certificate.exists() and key.exists():
+        return Authority(organization, certificate.read_bytes(), key.read_bytes())
+    authority = create_authority(organization, _now())
+    write_atomic(key, authority.key_pem, mode=SECRET_MODE)
+    write_atomic(certificate, authority.certificate_pem)
+    return authority
+
+
+def ensure_certificate(authority: Authority, folder: Path, uri: str) -> None:
+    """Issue a certificate into a folder, unless one with enough life left is there."""
+    certificate, key = folder / CERTIFICATE_FILE, folder / KEY_FILE
+    if certificate.exists() and key.exists() and not needs_renewal(certificate.read_bytes(), _now()):
+        return
+    certificate_pem, key_pem = issue(authority, uri, _now())
+    write_atomic(key, key_pem, mode=SECRET_MODE)
+    write_atomic(certificate, certificate_pem)
+
+
+def needs_renewal(certificate_pem: bytes, now: datetime.datetime) -> bool:
+    """Whether less than a third of the certificate's life is left."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    return certificate.not_valid_after_utc - now < life * RENEW_BELOW
+
+
+def trust_bundle(authorities: list[Authority]) -> bytes:
+    """The authorities of all members, as PEM."""
+    return b"".join(authority.certificate_pem for authority in authorities)
+
+
+def _usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
