@@ -1,0 +1,152 @@
+"""Running a service: its background work is watched, signals stop it in order, and a crash says why."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from talkoo_core.errors import TalkooError
+from talkoo_runtime.logs import setup_logging
+from talkoo_runtime.service_settings import ServiceSettings
+from talkoo_runtime.settings import load_settings
+from talkoo_runtime.telemetry import setup_tracing
+
+log = logging.getLogger(__name__)
+S = TypeVar("S", bound=ServiceSettings)
+
+OUR_FAULT = 70
+RESTART_FIRST_S = 0.2
+RESTART_MAX_S = 5.0
+
+
+class Background:
+    """A service's named background tasks. One that crashes ends the service, unless it may be restarted."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._crashed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run until it ends; an exception ends the whole service."""
+        task = asyncio.create_task(self._watched(name, work), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def start_restarting(self, name: str, make: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        """Run again after a failure that is somebody else's (our error families), with growing pauses."""
+        return self.start(name, self._again(name, make))
+
+    async def crashed(self) -> None:
+        """Wait for a crash and raise it."""
+        raise await asyncio.shield(self._crashed)
+
+    async def stop(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._crashed.done():
+            self._crashed.exception()
+
+    async def _watched(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            log.error("%s stopped: %s", name, error, exc_info=not isinstance(error, TalkooError))
+            if not self._crashed.done():
+                self._crashed.set_result(error)
+
+    async def _again(self, name: str, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        pause = RESTART_FIRST_S
+        while True:
+            try:
+                await make()
+                return
+            except TalkooError as error:
+                log.warning("%s failed (%s); again in %.1f s", name, error, pause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, RESTART_MAX_S)
+
+
+def run_service(role: str, settings_type: type[S], serve: Callable[[S, Background], Awaitable[Callable[[], Awaitable[None]]]]) -> int:
+    """Entry point of every service's `__main__`: read settings, serve until SIGTERM or SIGINT, stop in order.
+
+    `serve` starts everything and returns the coroutine function that stops it. Returns the exit status.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m talkoo_{role}")
+    parser.add_argument("--settings", type=Path, required=True, help="TOML file with this process's settings")
+    arguments = parser.parse_args()
+    try:
+        settings = load_settings(settings_type, arguments.settings, os.environ)
+        setup_logging(settings.name, settings.log_level)
+        Path(settings.state_dir).mkdir(parents=True, exist_ok=True)
+        setup_tracing(settings.name, settings.traces_dir)
+        die_with_parent()
+        return _run(_serve_until_signal(role, settings, serve))
+    except TalkooError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 0
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    import uvloop
+
+    return uvloop.run(main)
+
+
+async def _serve_until_signal(
+    role: str, settings: S, serve: Callable[[S, Background], Awaitable[Callable[[], Awaitable[None]]]]
+) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    background = Background()
+    stop_service = await serve(settings, background)
+    sys.stdout.write(f"ready {role} {settings.name} {settings.listen}\n")
+    sys.stdout.flush()
+    waiting = asyncio.create_task(stop.wait())
+    crash = asyncio.create_task(background.crashed())
+    try:
+        await asyncio.wait({waiting, crash}, return_when=asyncio.FIRST_COMPLETED)
+        if crash.done():
+            return _exit_status_of(crash.exception())
+        return 0
+    finally:
+        for task in (waiting, crash):
+            task.cancel()
+        await asyncio.gather(waiting, crash, return_exceptions=True)
+        await stop_service()
+        await background.stop()
+
+
+def _exit_status_of(error: BaseException | None) -> int:
+    if isinstance(error, TalkooError):
+        sys.stderr.write(f"error: {error.message}\n")
+        return error.exit_status
+    sys.stderr.write(f"error: {type(error).__name__}: {error}\n")
+    return OUR_FAULT
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent dies, so that a killed `talkoo up` leaves nothing running."""
+    if os.environ.get("TALKOO_DIE_WITH_PARENT") != "1" or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
