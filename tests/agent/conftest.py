@@ -41,7 +41,7 @@ def digits_start(work_dir: Path, rank: int, shares: list[int], port: int, **chan
         "port": port,
         "code_dir": str(DIGITS),
         "module": "digits",
-        "config": {"hidden": 32},
+        "config": {"channels": 4},
         "data_path": str(data),
         "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
         "optimizer": "adam",

@@ -39,7 +39,7 @@ def audit(session: Session, segment: int) -> SegmentFinding:
     program = load_program(DIGITS, "digits")
     before = segments[segment - 1][0] if segment else None
     recipe = StateRecipe(
-        config={"hidden": 32},
+        config={"channels": 4},
         optimizer_name="adam",
         optimizer_options_json='{"lr":"0.005"}',
         seed=7,
