@@ -21,7 +21,7 @@ from talkoo.profile import Profile
 from talkoo.submission import least_escrow_utlk
 from talkoo.watching import Sight, watch
 from talkoo_core.amounts import parse_tlk
-from talkoo_core.errors import Failed
+from talkoo_core.errors import Failed, Unavailable
 
 if TYPE_CHECKING:
     from talkoo_api.agent.v1 import agent_pb2
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from talkoo.taskfile import TaskFile
 
 T = TypeVar("T")
+UNREACHABLE = "unreachable"
+"""Code of a call that met nobody, from `talkoo_runtime.grpc_errors`."""
 CLOSE_TIMEOUT_S = 5.0
 
 
@@ -73,6 +75,14 @@ class Client:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except Unavailable as error:
+            if error.code != UNREACHABLE:
+                raise
+            raise Unavailable(
+                f"the gateway at {self.profile.gateway} cannot be reached; start the federation with `talkoo up`, "
+                f"or see `talkoo doctor` ({error.message})",
+                code=UNREACHABLE,
+            ) from error
         except BaseException:
             future.cancel()
             raise

@@ -18,12 +18,13 @@ from talkoo_api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from talkoo_api.ledger.v1 import service_pb2, state_pb2, tx_pb2
 from talkoo_api.scheduler.v1 import scheduler_pb2
 from talkoo_api.validator.v1 import validator_pb2
-from talkoo_runtime.grpc_client import raise_from_rpc
+from talkoo_runtime.grpc_client import open_channel, raise_from_rpc
 
 from talkoo.answers import Answer, check_answer
 from talkoo.names import resolve
 from talkoo.profile import Profile, load_profile
 from talkoo.submission import Prepared, check_means, prepare
+from talkoo.task_trace import task_trace
 from talkoo.taskfile import TaskFile, canonical_json, read_task_file, read_task_mapping
 from talkoo_core.amounts import format_tlk
 from talkoo_core.errors import Corrupt, InsufficientFunds, InvalidInput, NotFound, Unavailable
@@ -77,7 +78,9 @@ class AsyncClient:
     def stub(self) -> Any:
         """The gateway's gRPC stub, for calls that this class does not wrap."""
         if self._stub is None:
-            self._channel = _open_channel(self.profile)
+            self._channel = open_channel(
+                self.profile.gateway, self.profile.certificate, self.profile.private_key, self.profile.trust_bundle
+            )
             self._stub = gateway_pb2_grpc.GatewayStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         return self._stub
 
@@ -280,7 +283,7 @@ class AsyncClient:
         except NotFound:
             balance = 0
         check_means(prepared, balance, self.profile.user or "your account", params)
-        with _task_span(prepared.spec.name) as memo:
+        with task_trace(self.profile.home, prepared.spec.name) as memo:
             await self._upload(prepared.code, prepared.spec.code.sha256)
             await self._upload(prepared.data, prepared.spec.data.sha256)
             message = tx_pb2.CreateTask(spec=prepared.spec, escrow_utlk=prepared.budget_utlk)

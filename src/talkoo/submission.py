@@ -19,7 +19,7 @@ from talkoo_api.ledger.v1 import state_pb2, tx_pb2
 from talkoo.program_check import check_program
 from talkoo.taskfile import TaskFile
 from talkoo_core.amounts import format_tlk, share_ppm
-from talkoo_core.errors import Exhausted, Failed, InsufficientFunds, InvalidInput, NotFound, error_of
+from talkoo_core.errors import FAMILIES, Exhausted, Failed, InsufficientFunds, InvalidInput, NotFound, error_of
 from talkoo_runtime.bundle import pack_folder, unpack
 
 MAX_DATA_BYTES = 256 * 1024 * 1024
@@ -140,17 +140,14 @@ async def _run_child(command: list[str]) -> tuple[int, bytes, bytes]:
 
 
 def _counted(status: int, out: bytes, err: bytes) -> int:
-    """The child's last line is JSON: `{"flops_per_sample": n}`, or an error with its family, code and message."""
-    last = (out.decode(errors="replace").strip().splitlines() or [""])[-1]
+    """The child's last line is `{"flops_per_sample": n}`; else its exit status is an error family's, with one line."""
     try:
-        answer = json.loads(last)
-    except ValueError:
-        answer = None
-    if status == 0 and isinstance(answer, dict) and isinstance(answer.get("flops_per_sample"), int):
-        return int(answer["flops_per_sample"])
-    if isinstance(answer, dict) and "message" in answer:
-        raise error_of(str(answer.get("family", "failed")), str(answer["message"]), answer.get("code"))
-    raise Failed(_last_error_line(err, status), code="model_raised")
+        if status == 0:
+            return int(json.loads(out.decode().strip().splitlines()[-1])["flops_per_sample"])
+    except (ValueError, IndexError, KeyError, TypeError):
+        pass
+    families = {family.exit_status: name for name, family in FAMILIES.items()}
+    raise error_of(families.get(status, "failed"), _last_error_line(err, status), "model_raised")
 
 
 def _last_error_line(err: bytes, status: int) -> str:

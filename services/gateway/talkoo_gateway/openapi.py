@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -43,7 +43,7 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation, references: dict[type[BaseModel], Any]) -> dict[str, Any]:
+def _operation(operation: Operation, references: Mapping[Any, Any]) -> dict[str, Any]:
     schema = references[operation.gives] if operation.gives else {}
     content = {operation.media: {"schema": schema}} if operation.gives or operation.media != BINARY else {BINARY: {}}
     described: dict[str, Any] = {

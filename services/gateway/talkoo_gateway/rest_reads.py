@@ -193,6 +193,10 @@ async def _event_lines(messages: AsyncIterator[Message]) -> AsyncIterator[str]:
         await messages.aclose()  # type: ignore[attr-defined]  # always an async generator
 
 
+async def _next(messages: AsyncIterator[Message]) -> Message:
+    return await anext(messages)
+
+
 async def healthz(_: Call) -> Response:
     return JSONResponse({"ok": True, "detail": ""})
 
