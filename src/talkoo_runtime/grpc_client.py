@@ -47,9 +47,7 @@ def open_channel(target: str, certificate: Path, private_key: Path, trust_bundle
 
 def service_channel(settings: ServiceSettings, target: str) -> grpc.aio.Channel:
     """A channel of a service to another one."""
-    return open_channel(
-        target, Path(settings.certificate), Path(settings.private_key), Path(settings.trust_bundle)
-    )
+    return open_channel(target, Path(settings.certificate), Path(settings.private_key), Path(settings.trust_bundle))
 
 
 def _pem(path: Path) -> bytes:

@@ -100,10 +100,18 @@ class _Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         method = details.method
         if handler.response_streaming:
             wrapped: Any = _stream(handler.unary_stream or handler.stream_stream, method, parent)
-            make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
         else:
             wrapped = _unary(handler.unary_unary or handler.stream_unary, method, parent)
-            make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
         return make(wrapped, handler.request_deserializer, handler.response_serializer)
 
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
-
 from talkoo_api.ledger.v1 import service_pb2, state_pb2
+
 from talkoo_core.errors import Conflict, Exhausted, TalkooError, Unavailable, error_of
 from talkoo_core.signing import PrivateKey
 from talkoo_runtime.grpc_client import raise_from_rpc

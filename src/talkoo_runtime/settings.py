@@ -62,7 +62,7 @@ def _from_text(name: str, kind: Any, text: str) -> Any:
         return json.loads(text)
     except ValueError:
         raise InvalidInput(
-            f"{PREFIX}{name.upper()}={text!r} is not a value; write it as JSON, for example 5 or [\"a\"]",
+            f'{PREFIX}{name.upper()}={text!r} is not a value; write it as JSON, for example 5 or ["a"]',
             code="bad_settings",
         ) from None
 

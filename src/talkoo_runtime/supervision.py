@@ -78,7 +78,9 @@ class Background:
             pause = min(pause * 2, RESTART_MAX_S)
 
 
-def run_service(role: str, settings_type: type[S], serve: Callable[[S, Background], Awaitable[Callable[[], Awaitable[None]]]]) -> int:
+def run_service(
+    role: str, settings_type: type[S], serve: Callable[[S, Background], Awaitable[Callable[[], Awaitable[None]]]]
+) -> int:
     """Entry point of every service's `__main__`: read settings, serve until SIGTERM or SIGINT, stop in order.
 
     `serve` starts everything and returns the coroutine function that stops it. Returns the exit status.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from google.protobuf.message import Message
-
 from talkoo_api.ledger.v1 import tx_pb2
+
 from talkoo_core.errors import InvalidInput
 from talkoo_core.signing import PrivateKey
 

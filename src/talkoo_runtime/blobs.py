@@ -1,0 +1,300 @@
+"""Content-addressed blobs: one interface, a folder when embedded, S3 otherwise. A name is the SHA-256 of the bytes.
+
+Every read is verified, so the store itself need not be trusted; every write is idempotent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qs, urlsplit
+
+from talkoo_core.errors import Corrupt, Exhausted, InvalidInput, NotFound, Unavailable
+from talkoo_runtime.disk import full_disk_is_exhausted, sync_folder
+
+MAX_BLOB_BYTES = 8 * 1024**3
+CHUNK_BYTES = 1 << 20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class BlobStore(Protocol):
+    """All digests are 64 lower-case hex digits. Errors: NotFound, Corrupt, Exhausted (full or too large), Unavailable."""
+
+    async def put(self, data: bytes) -> str:
+        """Store bytes; returns their digest. Storing the same again changes nothing."""
+        ...
+
+    async def put_file(self, path: Path) -> str:
+        """Store a file without holding it in memory."""
+        ...
+
+    async def get(self, digest: str) -> bytes:
+        """The bytes, verified."""
+        ...
+
+    async def get_to_file(self, digest: str, path: Path) -> None:
+        """Write the verified bytes to a file, which appears only when whole."""
+        ...
+
+    async def has(self, digest: str) -> bool: ...
+
+    async def size(self, digest: str) -> int: ...
+
+    async def delete(self, digest: str) -> None:
+        """Remove; absent is fine."""
+        ...
+
+
+def open_blob_store(url: str) -> BlobStore:
+    """`file:///folder`, or `s3://bucket/prefix?endpoint=http://host:port` with AWS_* credentials in the environment."""
+    parts = urlsplit(url)
+    if parts.scheme == "file" and parts.path:
+        return FolderBlobStore(Path(parts.path))
+    if parts.scheme == "s3" and parts.netloc:
+        endpoint = parse_qs(parts.query).get("endpoint", [""])[0]
+        return S3BlobStore(endpoint, parts.netloc, parts.path.strip("/"), _credentials_from_environment())
+    raise InvalidInput(
+        f"{url!r} names no blob store; use file:///folder or s3://bucket/prefix?endpoint=http://host:port",
+        code="bad_settings",
+    )
+
+
+class FolderBlobStore:
+    """Blobs as files `ab/cd/<digest>`. Several processes may share a folder: files appear by rename."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def put(self, data: bytes) -> str:
+        _check_size(len(data))
+        digest = hashlib.sha256(data).hexdigest()
+        await asyncio.to_thread(self._write, digest, data)
+        return digest
+
+    async def put_file(self, path: Path) -> str:
+        return await asyncio.to_thread(self._copy_in, path)
+
+    async def get(self, digest: str) -> bytes:
+        data = await asyncio.to_thread(self._read, digest)
+        _verify(digest, hashlib.sha256(data).hexdigest())
+        return data
+
+    async def get_to_file(self, digest: str, path: Path) -> None:
+        await asyncio.to_thread(self._copy_out, digest, path)
+
+    async def has(self, digest: str) -> bool:
+        return await asyncio.to_thread(self._path(digest).is_file)
+
+    async def size(self, digest: str) -> int:
+        try:
+            return (await asyncio.to_thread(self._path(digest).stat)).st_size
+        except FileNotFoundError:
+            raise _absent(digest) from None
+
+    async def delete(self, digest: str) -> None:
+        await asyncio.to_thread(self._path(digest).unlink, missing_ok=True)
+
+    def _path(self, digest: str) -> Path:
+        _check_digest(digest)
+        return self._folder / digest[:2] / digest[2:4] / digest
+
+    def _write(self, digest: str, data: bytes) -> None:
+        target = self._path(digest)
+        if target.is_file():
+            return
+        beside = self._beside(target)
+        with full_disk_is_exhausted(self._folder):
+            try:
+                with beside.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                beside.replace(target)
+            finally:
+                beside.unlink(missing_ok=True)
+            sync_folder(target.parent)
+
+    def _copy_in(self, source: Path) -> str:
+        digest = hashlib.sha256()
+        beside = self._beside(self._folder / "incoming")
+        with full_disk_is_exhausted(self._folder):
+            try:
+                with source.open("rb") as reader, beside.open("xb") as writer:
+                    _check_size(os.fstat(reader.fileno()).st_size)
+                    while chunk := reader.read(CHUNK_BYTES):
+                        digest.update(chunk)
+                        writer.write(chunk)
+                    writer.flush()
+                    os.fsync(writer.fileno())
+                target = self._path(digest.hexdigest())
+                target.parent.mkdir(parents=True, exist_ok=True)
+                beside.replace(target)
+                sync_folder(target.parent)
+            except FileNotFoundError:
+                raise NotFound(f"there is no file {source}") from None
+            finally:
+                beside.unlink(missing_ok=True)
+        return digest.hexdigest()
+
+    def _read(self, digest: str) -> bytes:
+        try:
+            return self._path(digest).read_bytes()
+        except FileNotFoundError:
+            raise _absent(digest) from None
+
+    def _copy_out(self, digest: str, path: Path) -> None:
+        try:
+            with self._path(digest).open("rb") as reader:
+                _write_verified(digest, reader, path)
+        except FileNotFoundError:
+            raise _absent(digest) from None
+
+    def _beside(self, target: Path) -> Path:
+        with full_disk_is_exhausted(self._folder):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        return target.parent / f".{secrets.token_hex(8)}.part"
+
+
+class S3BlobStore:
+    """Blobs as objects `<prefix>/<digest>`, through the `minio` client in threads."""
+
+    def __init__(self, endpoint: str, bucket: str, prefix: str, credentials: tuple[str, str]) -> None:
+        from minio import Minio
+
+        parts = urlsplit(endpoint or "https://s3.amazonaws.com")
+        self._client: Any = Minio(
+            parts.netloc, access_key=credentials[0], secret_key=credentials[1], secure=parts.scheme == "https"
+        )
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+
+    async def make_bucket(self) -> None:
+        """Make the bucket unless it is there."""
+        if not await self._call(self._client.bucket_exists, self._bucket):
+            await self._call(self._client.make_bucket, self._bucket)
+
+    async def put(self, data: bytes) -> str:
+        _check_size(len(data))
+        digest = hashlib.sha256(data).hexdigest()
+        if not await self.has(digest):
+            import io
+
+            await self._call(self._client.put_object, self._bucket, self._key(digest), io.BytesIO(data), len(data))
+        return digest
+
+    async def put_file(self, path: Path) -> str:
+        digest = await asyncio.to_thread(_digest_of_file, path)
+        if not await self.has(digest):
+            await self._call(self._client.fput_object, self._bucket, self._key(digest), str(path))
+        return digest
+
+    async def get(self, digest: str) -> bytes:
+        data = await self._call(self._read, digest)
+        assert isinstance(data, bytes)
+        _verify(digest, hashlib.sha256(data).hexdigest())
+        return data
+
+    async def get_to_file(self, digest: str, path: Path) -> None:
+        await self._call(self._copy_out, digest, path)
+
+    async def has(self, digest: str) -> bool:
+        try:
+            await self.size(digest)
+        except NotFound:
+            return False
+        return True
+
+    async def size(self, digest: str) -> int:
+        return int((await self._call(self._client.stat_object, self._bucket, self._key(digest))).size)
+
+    async def delete(self, digest: str) -> None:
+        await self._call(self._client.remove_object, self._bucket, self._key(digest))
+
+    def _key(self, digest: str) -> str:
+        _check_digest(digest)
+        return self._prefix + digest
+
+    def _read(self, digest: str) -> bytes:
+        answer = self._client.get_object(self._bucket, self._key(digest))
+        try:
+            return bytes(answer.read())
+        finally:
+            answer.close()
+            answer.release_conn()
+
+    def _copy_out(self, digest: str, path: Path) -> None:
+        answer = self._client.get_object(self._bucket, self._key(digest))
+        try:
+            _write_verified(digest, answer, path)
+        finally:
+            answer.close()
+            answer.release_conn()
+
+    async def _call(self, function: Any, *arguments: Any) -> Any:
+        from minio.error import S3Error
+        from urllib3.exceptions import HTTPError
+
+        try:
+            return await asyncio.to_thread(function, *arguments)
+        except FileNotFoundError as error:
+            raise NotFound(f"there is no file {error.filename}") from None
+        except S3Error as error:
+            if error.code in ("NoSuchKey", "NoSuchObject"):
+                raise NotFound("the blob is not in the store", code="no_blob") from None
+            raise Unavailable(f"the S3 store refused: {error.code}: {error.message}", code="s3") from error
+        except HTTPError as error:
+            raise Unavailable(f"the S3 store cannot be reached: {error}", code="s3") from error
+
+
+def _write_verified(digest: str, reader: Any, path: Path) -> None:
+    """Copy a stream beside `path`, check its hash, then rename."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    actual = hashlib.sha256()
+    with full_disk_is_exhausted(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with beside.open("xb") as writer:
+                while chunk := reader.read(CHUNK_BYTES):
+                    actual.update(chunk)
+                    writer.write(chunk)
+            _verify(digest, actual.hexdigest())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def _digest_of_file(path: Path) -> str:
+    _check_size(path.stat().st_size)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_digest(digest: str) -> None:
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidInput(f"{digest[:80]!r} is not a SHA-256: 64 lower-case hex digits", code="bad_digest")
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BLOB_BYTES:
+        raise Exhausted(f"a blob has at most {MAX_BLOB_BYTES >> 30} GiB, this one {size} bytes; split it")
+
+
+def _verify(wanted: str, actual: str) -> None:
+    if wanted != actual:
+        raise Corrupt(f"the blob {wanted[:16]}… is damaged in the store: its bytes hash to {actual[:16]}…")
+
+
+def _absent(digest: str) -> NotFound:
+    return NotFound(f"the blob {digest[:16]}… is not in the store", code="no_blob")
+
+
+def _credentials_from_environment() -> tuple[str, str]:
+    try:
+        return os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+    except KeyError as error:
+        raise InvalidInput(f"an S3 store needs {error.args[0]} in the environment", code="bad_settings") from None

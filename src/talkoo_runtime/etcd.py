@@ -1,0 +1,254 @@
+"""Coordination in etcd: values, leases that are kept alive, elections with a fencing token. See decision record 6.
+
+The client library's own lock and election do not keep their lease alive, so both are built here from leases and
+transactions. Every call answers in `CALL_TIMEOUT_S` or raises Unavailable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from etcd3aio import Etcd3Client, EtcdError, prefix_range_end
+from etcd3aio._protobuf import Compare, PutRequest, RequestOp
+
+from talkoo_core.errors import NotFound, Unavailable
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CALL_TIMEOUT_S = 5.0
+KEEPALIVES_PER_TTL = 3
+WATCH_RETRY_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What a key holds. `mod_revision` changes with every write; `create_revision` with every birth."""
+
+    data: bytes
+    mod_revision: int
+    create_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One write or removal; `value` is None when the key is gone."""
+
+    key: str
+    value: Value | None
+
+
+class Lease:
+    """Keys written with it live while it is kept alive; `lost` is set once it is not, whatever the reason."""
+
+    def __init__(self, client: Etcd3Client, lease_id: int, ttl_s: int) -> None:
+        self.id = lease_id
+        self.lost = asyncio.Event()
+        self._client = client
+        self._ttl_s = ttl_s
+        self._keeper = asyncio.create_task(self._keep_alive(), name=f"lease {lease_id:x}")
+
+    async def _keep_alive(self) -> None:
+        """Renew three times per TTL. A renewal that is late by a whole TTL, or refused, means the lease is lost."""
+        now = asyncio.get_running_loop().time
+        renewed = now()
+        try:
+            while now() - renewed < self._ttl_s:
+                await asyncio.sleep(self._ttl_s / KEEPALIVES_PER_TTL)
+                try:
+                    left = await asyncio.wait_for(self._renew(), self._ttl_s / KEEPALIVES_PER_TTL)
+                except (TimeoutError, EtcdError, grpc.aio.AioRpcError) as error:
+                    log.warning("a lease in etcd was not renewed: %s", type(error).__name__)
+                    continue
+                if left <= 0:
+                    return
+                renewed = now()
+        finally:
+            self.lost.set()
+
+    async def _renew(self) -> int:
+        """One renewal; returns the seconds it is good for, 0 when etcd has forgotten the lease."""
+        assert self._client.lease is not None
+        call = self._client.lease.keep_alive(self.id)
+        try:
+            async for answer in call:
+                return int(answer.TTL)
+            return 0
+        finally:
+            call.cancel()
+
+    async def release(self) -> None:
+        """Give it back: its keys disappear at once."""
+        self._keeper.cancel()
+        await asyncio.gather(self._keeper, return_exceptions=True)
+        assert self._client.lease is not None
+        try:
+            await asyncio.wait_for(self._client.lease.revoke(self.id), CALL_TIMEOUT_S)
+        except (TimeoutError, EtcdError) as error:
+            log.info("a lease was not given back and will run out by itself: %s", error or "no answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Leadership:
+    """Won election. `token` grows with each term: who acts for the leader can refuse an older one."""
+
+    key: str
+    token: int
+    lease: Lease
+
+    @property
+    def lost(self) -> asyncio.Event:
+        return self.lease.lost
+
+    async def resign(self) -> None:
+        await self.lease.release()
+
+
+class EtcdStore:
+    """A narrow view of etcd: text keys, byte values."""
+
+    def __init__(self, endpoints: list[str], certificate: Path, private_key: Path, trust_bundle: Path) -> None:
+        self._endpoints = endpoints
+        try:
+            self._tls = {
+                "ca_cert": trust_bundle.read_bytes(),
+                "cert_chain": certificate.read_bytes(),
+                "cert_key": private_key.read_bytes(),
+            }
+        except FileNotFoundError as error:
+            raise NotFound(f"there is no certificate file {error.filename}; `talkoo up` makes them") from None
+        self._client: Any = None
+
+    async def __aenter__(self) -> EtcdStore:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        self._client = Etcd3Client(self._endpoints, **self._tls)
+        await self._client.connect()
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def get(self, key: str) -> Value | None:
+        answer = await self._call(self._client.kv.get(key.encode()))
+        return _value(answer.kvs[0]) if answer.kvs else None
+
+    async def list(self, prefix: str) -> dict[str, Value]:
+        """All values whose key begins with `prefix`, in key order."""
+        raw = prefix.encode()
+        answer = await self._call(self._client.kv.get(raw, range_end=prefix_range_end(raw)))
+        return dict(sorted((item.key.decode(), _value(item)) for item in answer.kvs))
+
+    async def put(self, key: str, data: bytes, lease: Lease | None = None) -> None:
+        await self._call(self._client.kv.put(key.encode(), data, lease=lease.id if lease else 0))
+
+    async def delete(self, key: str) -> bool:
+        """Whether there was something to delete."""
+        return bool((await self._call(self._client.kv.delete(key.encode()))).deleted)
+
+    async def swap(self, key: str, data: bytes, expected_revision: int, lease: Lease | None = None) -> bool:
+        """Write only if the key's mod revision is still `expected_revision` (0: it does not exist)."""
+        compare = Compare(
+            key=key.encode(),
+            target=Compare.CompareTarget.MOD,
+            result=Compare.CompareResult.EQUAL,
+            mod_revision=expected_revision,
+        )
+        put = RequestOp(request_put=PutRequest(key=key.encode(), value=data, lease=lease.id if lease else 0))
+        return bool((await self._call(self._client.kv.txn([compare], [put]))).succeeded)
+
+    async def lease(self, ttl_s: int) -> Lease:
+        """A lease that is kept alive until released or lost."""
+        answer = await self._call(self._client.lease.grant(ttl=ttl_s))
+        return Lease(self._client, int(answer.ID), ttl_s)
+
+    async def watch(self, prefix: str) -> AsyncIterator[list[Change]]:
+        """Changes under a prefix from now on, forever; a broken stream goes on behind the last revision seen.
+
+        When etcd has already forgotten that revision, the changes in between are lost: read the prefix again after
+        every empty list, which says that this happened.
+        """
+        raw = prefix.encode()
+        revision = (
+            await self._call(self._client.kv.get(raw, range_end=prefix_range_end(raw), limit=1))
+        ).header.revision
+        while True:
+            try:
+                async for answer in self._client.watch.watch(
+                    raw, range_end=prefix_range_end(raw), start_revision=revision + 1
+                ):
+                    revision = max(revision, answer.header.revision)
+                    if answer.compact_revision:
+                        revision = answer.compact_revision
+                        yield []
+                        break
+                    if answer.events:
+                        yield [_change(event) for event in answer.events]
+            except EtcdError as error:
+                log.info("watching etcd again: %s", error)
+            await asyncio.sleep(WATCH_RETRY_S)
+
+    async def campaign(self, key: str, name: str, ttl_s: int) -> Leadership:
+        """Wait until elected; the key then holds `name` while the lease lives. Raises Unavailable when etcd is away."""
+        lease = await self.lease(ttl_s)
+        try:
+            while not lease.lost.is_set():
+                if await self.swap(key, name.encode(), 0, lease):
+                    value = await self.get(key)
+                    if value is not None and value.data == name.encode():
+                        return Leadership(key, value.create_revision, lease)
+                await self._until_gone(key, lease)
+        except BaseException:
+            await lease.release()
+            raise
+        raise Unavailable("the lease was lost while waiting to be elected; etcd is slow or away", code="lease_lost")
+
+    async def leader(self, key: str) -> str:
+        """Who holds an election's key, empty when nobody does."""
+        value = await self.get(key)
+        return value.data.decode() if value else ""
+
+    async def _until_gone(self, key: str, lease: Lease) -> None:
+        """Return when the key may be free; a look every second covers a missed change."""
+        changes = self.watch(key)
+        waiting = asyncio.ensure_future(anext(changes))
+        lost = asyncio.ensure_future(lease.lost.wait())
+        try:
+            while await self.get(key) is not None and not lease.lost.is_set():
+                done, _ = await asyncio.wait({waiting, lost}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+                if waiting in done:
+                    return
+        finally:
+            for task in (waiting, lost):
+                task.cancel()
+            await asyncio.gather(waiting, lost, return_exceptions=True)
+            await changes.aclose()
+
+    async def _call(self, call: Awaitable[T]) -> T:
+        try:
+            return await asyncio.wait_for(call, CALL_TIMEOUT_S)
+        except TimeoutError:
+            raise Unavailable(f"etcd at {', '.join(self._endpoints)} does not answer", code="etcd_away") from None
+        except EtcdError as error:
+            raise Unavailable(f"etcd at {', '.join(self._endpoints)}: {error}", code="etcd_away") from error
+
+
+def _value(item: Any) -> Value:
+    return Value(bytes(item.value), int(item.mod_revision), int(item.create_revision))
+
+
+def _change(event: Any) -> Change:
+    deleted = event.type == 1
+    return Change(event.kv.key.decode(), None if deleted else _value(event.kv))
