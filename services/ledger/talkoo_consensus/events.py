@@ -47,7 +47,7 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class StartHeight:
-    """Begin a height. `validators` is the set of this height, rotated for its round 0; `last_commit` decided height-1."""
+    """Begin a height. `validators`: the set of this height, rotated for round 0. `last_commit` decided height - 1."""
 
     height: int
     validators: ValidatorSet

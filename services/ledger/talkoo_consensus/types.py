@@ -1,4 +1,4 @@
-"""What consensus speaks of: votes, proposals, headers, commits, blocks. Frozen; field names and meanings as CometBFT 1.0.
+"""What consensus speaks of: votes, proposals, headers, commits, blocks. Frozen; names and meanings as CometBFT 1.0.
 
 Times are integers, nanoseconds since the Unix epoch. `GO_ZERO_TIME_NS` is the year 1, Go's "no time", which CometBFT
 encodes in places that have none (an absent signature of a commit). Hashes are 32 raw bytes, or empty where CometBFT

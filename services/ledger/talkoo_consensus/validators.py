@@ -1,4 +1,4 @@
-"""Validator sets and the weighted round robin that picks proposers, step by step as CometBFT's `types/validator_set.go`.
+"""Validator sets and the weighted round robin that picks proposers, as CometBFT's `types/validator_set.go`.
 
 Each rotation adds every validator's power to its priority; the highest proposes and pays the total power back. So a
 validator proposes in proportion to its power. Priorities stay centred on zero within a window of twice the total
