@@ -23,7 +23,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class BlobStore(Protocol):
-    """All digests are 64 lower-case hex digits. Errors: NotFound, Corrupt, Exhausted (full or too large), Unavailable."""
+    """Digests are 64 lower-case hex digits. Errors: NotFound, Corrupt, Exhausted (full or too large), Unavailable."""
 
     async def put(self, data: bytes) -> str:
         """Store bytes; returns their digest. Storing the same again changes nothing."""

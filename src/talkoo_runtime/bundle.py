@@ -16,7 +16,7 @@ _SKIPPED_SUFFIXES = frozenset({".pyc", ".pyo"})
 
 
 def program_files(folder: Path, leave_out: frozenset[Path] = frozenset()) -> list[Path]:
-    """The files of a program folder, sorted; caches, hidden folders, links and `leave_out` (data) are not among them."""
+    """The files of a program folder, sorted, without caches, hidden folders, links and `leave_out` (data)."""
     found = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)

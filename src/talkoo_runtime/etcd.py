@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,7 +116,7 @@ class EtcdStore:
     def __init__(self, endpoints: list[str], certificate: Path, private_key: Path, trust_bundle: Path) -> None:
         self._endpoints = endpoints
         try:
-            self._tls = {
+            self._tls: dict[str, Any] = {
                 "ca_cert": trust_bundle.read_bytes(),
                 "cert_chain": certificate.read_bytes(),
                 "cert_key": private_key.read_bytes(),
@@ -174,11 +174,11 @@ class EtcdStore:
         answer = await self._call(self._client.lease.grant(ttl=ttl_s))
         return Lease(self._client, int(answer.ID), ttl_s)
 
-    async def watch(self, prefix: str) -> AsyncIterator[list[Change]]:
+    async def watch(self, prefix: str) -> AsyncGenerator[tuple[Change, ...], None]:
         """Changes under a prefix from now on, forever; a broken stream goes on behind the last revision seen.
 
         When etcd has already forgotten that revision, the changes in between are lost: read the prefix again after
-        every empty list, which says that this happened.
+        every empty tuple, which says that this happened.
         """
         raw = prefix.encode()
         revision = (
@@ -192,10 +192,10 @@ class EtcdStore:
                     revision = max(revision, answer.header.revision)
                     if answer.compact_revision:
                         revision = answer.compact_revision
-                        yield []
+                        yield ()
                         break
                     if answer.events:
-                        yield [_change(event) for event in answer.events]
+                        yield tuple(_change(event) for event in answer.events)
             except EtcdError as error:
                 log.info("watching etcd again: %s", error)
             await asyncio.sleep(WATCH_RETRY_S)

@@ -59,7 +59,7 @@ def _pem(path: Path) -> bytes:
         raise NotFound(f"there is no certificate file {path}; `talkoo up` makes them") from None
 
 
-def _with_trace(details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
+def _with_trace(details: Any) -> Any:
     from talkoo_runtime.telemetry import TRACEPARENT, traceparent
 
     parent = traceparent()
@@ -70,12 +70,12 @@ def _with_trace(details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetai
     return details._replace(metadata=metadata)
 
 
-class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
         return await continuation(_with_trace(details), request)
 
 
-class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
+class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
         return await continuation(_with_trace(details), request)
 

@@ -87,7 +87,7 @@ class _CertificateFiles:
         return [path.stat().st_mtime_ns for path in self._paths]
 
 
-class _Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class _Boundary(grpc.aio.ServerInterceptor):
     """Every call: its trace is continued, our errors are answered as such, and other exceptions leak nothing."""
 
     async def intercept_service(

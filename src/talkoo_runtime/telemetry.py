@@ -1,6 +1,6 @@
 """Traces by OpenTelemetry, written as JSON lines to a file; no collector is needed.
 
-Where the package `opentelemetry-exporter-otlp` is installed and `OTEL_EXPORTER_OTLP_ENDPOINT` is set, spans also go there.
+Where `opentelemetry-exporter-otlp` is installed and `OTEL_EXPORTER_OTLP_ENDPOINT` is set, spans also go there.
 The SDK is loaded only by processes that write spans.
 """
 
