@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from talkoo_api.ledger.v1 import state_pb2
+
 from talkoo_core.amounts import format_tlk
 
 MJ_PER_WH = 3_600_000

@@ -107,7 +107,7 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
 
 def _table(table: Table) -> str:
     numeric = [_is_numeric_column(table, column) for column in range(len(table.columns))]
-    head = "".join(f'<th{_class(n, name)}>{_text(name)}</th>' for n, name in zip(numeric, table.columns, strict=True))
+    head = "".join(f"<th{_class(n, name)}>{_text(name)}</th>" for n, name in zip(numeric, table.columns, strict=True))
     body = "".join(
         "<tr>"
         + "".join(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from talkoo_api.ledger.v1 import service_pb2
+
 from talkoo_core.amounts import PPM, format_tlk
 
 

@@ -129,9 +129,7 @@ def with_ports(plan: FederationPlan, home: Path) -> FederationPlan:
         )
         for organization in plan.organizations
     ]
-    return msgspec.structs.replace(
-        plan, organizations=organizations, etcd_port=free.next(), etcd_peer_port=free.next()
-    )
+    return msgspec.structs.replace(plan, organizations=organizations, etcd_port=free.next(), etcd_peer_port=free.next())
 
 
 class _FreePorts:

@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from talkoo_ledger.genesis import default_params
+
 from talkoo.federation.plan import (
     PLAN_FILE,
     FederationPlan,
@@ -25,10 +27,17 @@ from talkoo.federation.plan import (
 from talkoo_core.errors import Internal
 from talkoo_core.ids import address_of_key
 from talkoo_core.signing import PrivateKey
-from talkoo_ledger.genesis import default_params
 from talkoo_runtime.disk import write_atomic
 from talkoo_runtime.keys import create_key, load_key
-from talkoo_runtime.pki import Authority, ensure_authority, ensure_certificate
+from talkoo_runtime.pki import (
+    CERTIFICATE_FILE,
+    KEY_FILE,
+    Authority,
+    ensure_authority,
+    ensure_certificate,
+    identity_uri,
+    trust_bundle,
+)
 
 GENESIS_FILE = "genesis.json"
 TRUST_FILE = "trust.pem"
@@ -90,7 +99,7 @@ class _Provisioner:
         for organization in self.plan.organizations:
             folder = self.organization_folder(organization.name)
             self.authorities[organization.name] = ensure_authority(folder / "authority", organization.name)
-        bundle = b"".join(self.authorities[o.name].certificate_pem for o in self.plan.organizations)
+        bundle = trust_bundle(list(self.authorities.values()))
         if not self.trust.exists() or self.trust.read_bytes() != bundle:
             write_atomic(self.trust, bundle)
         self.write_genesis()
@@ -100,9 +109,7 @@ class _Provisioner:
         etcd = self.home / "etcd"
         first = self.plan.organizations[0].name
         self.certify(etcd, first, "etcd", "etcd")
-        return Provisioned(
-            self.home, self.plan, tuple(services), etcd / "certificate.pem", etcd / "private-key.pem", self.trust
-        )
+        return Provisioned(self.home, self.plan, tuple(services), etcd / CERTIFICATE_FILE, etcd / KEY_FILE, self.trust)
 
     def organization_folder(self, name: str) -> Path:
         return self.home / "organizations" / name
@@ -111,15 +118,8 @@ class _Provisioner:
         return self.organization_folder(organization) / "nodes" / node.name
 
     def certify(self, folder: Path, organization: str, role: str, name: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         ensure_certificate(
-            self.authorities[organization],
-            folder / "certificate.pem",
-            folder / "private-key.pem",
-            federation=self.plan.name,
-            organization=organization,
-            role=role,
-            name=name,
+            self.authorities[organization], folder, identity_uri(self.plan.name, organization, role, name)
         )
 
     def organization_key(self, organization: str, which: str) -> PrivateKey:
@@ -250,8 +250,8 @@ class _Provisioner:
             "name": name,
             "listen": f"{HOST}:{port}",
             "state_dir": str(folder / "state"),
-            "certificate": str(folder / "certificate.pem"),
-            "private_key": str(folder / "private-key.pem"),
+            "certificate": str(folder / CERTIFICATE_FILE),
+            "private_key": str(folder / KEY_FILE),
             "trust_bundle": str(self.trust),
             "traces_dir": str(self.home / "traces"),
             **own,
@@ -272,8 +272,8 @@ class _Provisioner:
             "gateway": f"{HOST}:{organization.gateway_port}",
             "http": f"https://{HOST}:{organization.http_port}",
             "trust_bundle": str(self.trust),
-            "certificate": str(folder / "certificate.pem"),
-            "private_key": str(folder / "private-key.pem"),
+            "certificate": str(folder / CERTIFICATE_FILE),
+            "private_key": str(folder / KEY_FILE),
             "account_key": str(folder / "account.key"),
         }
         write_atomic(folder / PROFILE_FILE, _toml(profile).encode())

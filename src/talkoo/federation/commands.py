@@ -1,0 +1,130 @@
+"""`talkoo up` and `talkoo doctor`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from talkoo_core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DEFAULT_HOME = ".talkoo"
+
+
+def _home(given: Path | None) -> Path:
+    return (given or Path(os.environ.get("TALKOO_HOME", DEFAULT_HOME))).absolute()
+
+
+def _forgers(pairs: tuple[str, ...]) -> dict[str, int]:
+    found = {}
+    for pair in pairs:
+        name, _, segment = pair.partition(":")
+        if not segment.isdigit():
+            raise InvalidInput(f"--forge {pair!r}: write NODE:SEGMENT, for example west-1:2")
+        found[name] = int(segment)
+    return found
+
+
+@click.command(
+    epilog="Examples:\n\n  talkoo up\n\n  talkoo up --home /var/lib/talkoo\n\n"
+    "  talkoo up --forge west-1:1   (a cheater, to watch)"
+)
+@click.option(
+    "--home", type=click.Path(path_type=Path, file_okay=False), help="Folder with all state.  [default: .talkoo]"
+)
+@click.option(
+    "--forge", multiple=True, metavar="NODE:SEGMENT", help="Let a node forge from a segment on. Only for a new home."
+)
+def up(home: Path | None, forge: tuple[str, ...]) -> None:
+    """Start a federation of four organizations on this machine, and stay. Ctrl-C stops it; nothing is lost."""
+    from rich.console import Console
+
+    from talkoo.federation.plan import PLAN_FILE, default_plan
+
+    folder = _home(home)
+    if forge and (folder / PLAN_FILE).exists():
+        raise InvalidInput(f"{folder} already holds a federation; --forge needs a new --home")
+    asyncio.run(_stay(folder, default_plan(_forgers(forge)) if forge else None, Console(highlight=False)))
+
+
+async def _stay(home: Path, plan: object, console: Console) -> None:
+    from talkoo.client_async import AsyncClient
+    from talkoo.federation.plan import FederationPlan
+    from talkoo.federation.runner import Federation
+
+    assert plan is None or isinstance(plan, FederationPlan)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    began = loop.time()
+    console.print(f"Starting a federation in {home}")
+    async with Federation(
+        home, plan, on_crash=lambda sentence: console.print(f"[red]crash[/] {sentence}")
+    ) as federation:
+        starting = asyncio.create_task(_announce(federation, console, began))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not stop.is_set():
+            await starting
+            async with AsyncClient(home) as client:
+                await federation.takes_tasks(client)
+            _invite(home, console, loop.time() - began)
+            await stop.wait()
+        for task in (starting, stopping):
+            task.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+        console.print("Stopping; `talkoo up` goes on from here")
+
+
+async def _announce(federation: object, console: Console, began: float) -> None:
+    from talkoo.federation.runner import Federation
+
+    assert isinstance(federation, Federation)
+    now = asyncio.get_running_loop().time
+
+    def say(name: str) -> None:
+        done, total = federation.counted()
+        console.print(f"  {now() - began:5.1f} s  {name} serves ({done}/{total})")
+
+    await federation.ready(say)
+
+
+def _invite(home: Path, console: Console, seconds: float) -> None:
+    option = "" if home == Path(DEFAULT_HOME).absolute() else f" --home {home}"
+    console.print(
+        f"\n[green]The federation takes tasks[/] after {seconds:.1f} s. In another terminal:\n"
+        f"  talkoo nodes{option}\n"
+        f"  talkoo submit examples/digits/task.yaml --watch{option}\n"
+        "Ctrl-C stops it."
+    )
+    sys.stdout.flush()
+
+
+@click.command(epilog="Examples:\n\n  talkoo doctor\n\n  talkoo doctor --home /var/lib/talkoo")
+@click.option(
+    "--home", type=click.Path(path_type=Path, file_okay=False), help="Folder with all state.  [default: .talkoo]"
+)
+def doctor(home: Path | None) -> int:
+    """Check this machine and the federation, and say what to do. Ends with status 1 when something is wrong."""
+    from rich.console import Console
+
+    from talkoo.federation.doctor import OK, WRONG, federation_checks, machine_checks
+
+    folder = _home(home)
+    console = Console(highlight=False)
+    checks = [*machine_checks(folder), *asyncio.run(federation_checks(folder, None))]
+    signs = {OK: "[green]ok[/]     ", WRONG: "[red]wrong[/]  "}
+    for check in checks:
+        console.print(f"{signs.get(check.state, '[yellow]warning[/]')} {check.name:<11} {check.detail}", soft_wrap=True)
+        if check.remedy:
+            console.print(f"{'':19} → {check.remedy}", soft_wrap=True)
+    return 1 if any(check.state == WRONG for check in checks) else 0
