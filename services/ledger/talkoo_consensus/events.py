@@ -57,7 +57,7 @@ class StartHeight:
 @dataclass(frozen=True, slots=True)
 class ProposalReceived:
     """A proposal with its whole block. The sender of this event has verified the signature against the proposer of
-    (height, round) and that the block's id is the proposal's. `timely`: `rules.timely` held when it arrived."""
+    (height, round) and that the block's id is the proposal's. `timely`: `chain.timely` held when it arrived."""
 
     proposal: Proposal
     block: Block

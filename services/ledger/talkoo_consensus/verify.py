@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from talkoo_consensus.encoding import extension_sign_bytes, proposal_sign_bytes, vote_sign_bytes
 from talkoo_consensus.types import (
+    ABSENT_SIG,
     MAX_EXTENSION_BYTES,
     NIL_BLOCK_ID,
     BlockId,
@@ -52,8 +53,8 @@ def verify_commit(chain_id: str, validators: ValidatorSet, block_id: BlockId, he
     power = 0
     for index, (sig, validator) in enumerate(zip(commit.signatures, validators.validators, strict=True)):
         if sig.flag is BlockIdFlag.ABSENT:
-            if sig.validator_address or sig.signature:
-                raise _bad(f"place {index} is absent and yet signed")
+            if sig != ABSENT_SIG:
+                raise _bad(f"place {index} is absent and yet holds something")
             continue
         if not verify_vote(vote_of_commit(commit, index, sig), chain_id, validator):
             raise _bad(f"the signature of validator {validator.address.hex()} is wrong")
