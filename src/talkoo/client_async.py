@@ -18,7 +18,6 @@ from talkoo_api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from talkoo_api.ledger.v1 import service_pb2, state_pb2, tx_pb2
 from talkoo_api.scheduler.v1 import scheduler_pb2
 from talkoo_api.validator.v1 import validator_pb2
-from talkoo_runtime.grpc_client import open_channel, raise_from_rpc
 
 from talkoo.answers import Answer, check_answer
 from talkoo.names import resolve
@@ -30,6 +29,7 @@ from talkoo_core.amounts import format_tlk
 from talkoo_core.errors import Corrupt, InsufficientFunds, InvalidInput, NotFound, Unavailable
 from talkoo_core.ids import is_address
 from talkoo_core.signing import PrivateKey
+from talkoo_runtime.grpc_client import open_channel, raise_from_rpc
 from talkoo_runtime.keys import address_of, load_key
 from talkoo_runtime.ledger_client import LedgerClient
 

@@ -16,6 +16,7 @@ from talkoo_api.ledger.v1 import service_pb2, state_pb2
 from talkoo_api.scheduler.v1 import scheduler_pb2
 
 from talkoo_core.errors import Exhausted, NotFound
+from talkoo_gateway.blob_transfers import BlobTransfers
 from talkoo_gateway.placement_streams import PlacementStream, Timed, Trouble
 from talkoo_gateway.quotes import choose, model_key, parse_version
 from talkoo_gateway.upstreams import Upstreams, called, streamed
@@ -31,8 +32,9 @@ T = TypeVar("T", bound=Timed)
 class Desk:
     """The joined answers, over the services of one organization."""
 
-    def __init__(self, upstreams: Upstreams) -> None:
+    def __init__(self, upstreams: Upstreams, blobs: BlobTransfers) -> None:
         self.up = upstreams
+        self.blobs = blobs
         self._streams = 0
 
     # -- models ------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from google.protobuf.message import Message
@@ -214,7 +214,18 @@ async def readyz(call: Call) -> Response:
 
 
 async def blob(call: Call) -> Response:
+    """The first part is awaited before the answer begins: a missing or damaged blob is a problem, not a short body."""
     sha256 = call.path["sha256"]
-    stream = call.desk.up.blobs.read(sha256)
+    stream = call.desk.blobs.get(sha256)
+    first = await anext(stream, b"")
     headers = {"ETag": f'"{sha256}"', "Cache-Control": "public, max-age=31536000, immutable"}
-    return StreamingResponse(stream, 200, headers, "application/octet-stream")
+    return StreamingResponse(_joined(first, stream), 200, headers, "application/octet-stream")
+
+
+async def _joined(first: bytes, stream: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    try:
+        yield first
+        async for part in stream:
+            yield part
+    finally:
+        await stream.aclose()

@@ -10,6 +10,7 @@ from talkoo_api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from talkoo_api.ledger.v1 import service_pb2, state_pb2
 from talkoo_api.scheduler.v1 import scheduler_pb2
 from talkoo_api.validator.v1 import validator_pb2
+
 from talkoo_gateway.desk import Desk
 from talkoo_gateway.upstreams import called, streamed
 from talkoo_runtime.identity import identity_of, require
@@ -79,13 +80,13 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
             async for chunk in request_iterator:
                 yield chunk.data
 
-        return await self._desk.put_blob(parts())
+        return await self._desk.blobs.put(parts())
 
     async def GetBlob(  # noqa: N802
         self, request: gateway_pb2.GetBlobRequest, context: Any
     ) -> AsyncIterator[gateway_pb2.BlobChunk]:
         _admit(context)
-        async for part in self._desk.blob(request.sha256):
+        async for part in self._desk.blobs.get(request.sha256):
             yield gateway_pb2.BlobChunk(data=part)
 
     async def ListOffers(  # noqa: N802

@@ -1,4 +1,4 @@
-"""Connections to what stands behind the gateway: own ledger, scheduler and validator, the blobs, any agent."""
+"""Connections to what stands behind the gateway: own ledger, scheduler and validator, and any agent."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
-
 from talkoo_api.agent.v1 import agent_pb2_grpc
 from talkoo_api.ledger.v1 import service_pb2_grpc
 from talkoo_api.scheduler.v1 import scheduler_pb2_grpc
 from talkoo_api.validator.v1 import validator_pb2_grpc
+
 from talkoo_gateway.settings import GatewaySettings
 from talkoo_runtime.grpc_client import raise_from_rpc, service_channel
 from talkoo_runtime.ledger_client import LedgerClient
@@ -27,11 +27,10 @@ MAX_AGENT_CHANNELS = 64
 class Upstreams:
     """Stubs over mutual TLS, made once. `close` ends all connections."""
 
-    def __init__(self, settings: GatewaySettings, blobs: Any) -> None:
+    def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._channels: list[grpc.aio.Channel] = []
         self._agents: OrderedDict[str, tuple[grpc.aio.Channel, Any]] = OrderedDict()
-        self.blobs = blobs
         self.ledger: Any = service_pb2_grpc.LedgerStub(self._open(settings.ledger))  # type: ignore[no-untyped-call]
         self.scheduler: Any = scheduler_pb2_grpc.SchedulerStub(self._open(settings.scheduler))  # type: ignore[no-untyped-call]
         self.validator: Any = validator_pb2_grpc.ValidatorStub(self._open(settings.validator))  # type: ignore[no-untyped-call]
