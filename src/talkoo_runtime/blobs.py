@@ -241,8 +241,6 @@ class S3BlobStore:
 
         try:
             return await asyncio.to_thread(function, *arguments)
-        except FileNotFoundError as error:
-            raise NotFound(f"there is no file {error.filename}") from None
         except S3Error as error:
             if error.code in ("NoSuchKey", "NoSuchObject"):
                 raise NotFound("the blob is not in the store", code="no_blob") from None
@@ -269,9 +267,12 @@ def _write_verified(digest: str, reader: Any, path: Path) -> None:
 
 
 def _digest_of_file(path: Path) -> str:
-    _check_size(path.stat().st_size)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        _check_size(path.stat().st_size)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise NotFound(f"there is no file {path}") from None
 
 
 def _check_digest(digest: str) -> None:

@@ -1,0 +1,110 @@
+"""Against a real etcd server with mutual TLS, killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from talkoo_core.errors import Unavailable
+from talkoo_runtime.etcd import Change, EtcdStore
+
+
+async def test_values_are_written_swapped_listed_and_removed(etcd: Any) -> None:
+    async with etcd.store() as store:
+        await store.put("/a/1", b"one")
+        assert (await store.get("/a/1")).data == b"one"
+        assert await store.get("/a/2") is None
+        assert not await store.swap("/a/1", b"lost", 0)
+        revision = (await store.get("/a/1")).mod_revision
+        assert await store.swap("/a/1", b"two", revision)
+        assert not await store.swap("/a/1", b"three", revision)
+        assert await store.swap("/a/2", b"new", 0)
+        assert {key: value.data for key, value in (await store.list("/a/")).items()} == {"/a/1": b"two", "/a/2": b"new"}
+        assert await store.delete("/a/1")
+        assert not await store.delete("/a/1")
+
+
+async def test_a_leased_key_lives_as_long_as_its_lease_is_kept(etcd: Any, eventually: Any) -> None:
+    async with etcd.store() as store:
+        lease = await store.lease(1)
+        await store.put("/offer", b"here", lease)
+        await asyncio.sleep(2.5)  # more than two lives of the lease: only renewal keeps the key
+        assert await store.get("/offer") is not None
+        await lease.release()
+        assert await store.get("/offer") is None
+
+
+async def test_a_dead_owner_s_key_disappears(etcd: Any, eventually: Any) -> None:
+    async with etcd.store() as store:
+        lease = await store.lease(1)
+        await store.put("/offer", b"here", lease)
+        lease._keeper.cancel()  # as a killed process: it renews no more
+
+        async def gone() -> bool:
+            return await store.get("/offer") is None
+
+        await eventually(gone, "the key of a dead owner is gone")
+
+
+async def test_one_leader_at_a_time_with_growing_tokens(etcd: Any) -> None:
+    async with etcd.store() as first, etcd.store() as second:
+        term = await first.campaign("/leader", "north", 2)
+        waiting = asyncio.create_task(second.campaign("/leader", "south", 2))
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+        assert await second.leader("/leader") == "north"
+        await term.resign()
+        next_term = await asyncio.wait_for(waiting, 10)
+        assert await first.leader("/leader") == "south"
+        assert next_term.token > term.token
+        assert term.lost.is_set()
+        await next_term.resign()
+
+
+async def test_a_watch_goes_on_after_the_server_was_killed(etcd: Any) -> None:
+    async with etcd.store() as store, etcd.store() as writer:
+        seen: asyncio.Queue[Change] = asyncio.Queue()
+
+        async def watch() -> None:
+            async for changes in store.watch("/w/"):
+                for change in changes:
+                    seen.put_nowait(change)
+
+        watching = asyncio.create_task(watch())
+        await _written(writer, "/w/ready", seen)
+        etcd.kill()
+        with pytest.raises(Unavailable):
+            await writer.get("/w/ready")
+        etcd.start()
+        await etcd.answers(writer)
+        assert (await writer.get("/w/ready")) is not None, "a value was lost with the server"
+        await writer.put("/w/after", b"x")
+        assert (await asyncio.wait_for(seen.get(), 15)).key == "/w/after"
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _written(store: EtcdStore, key: str, seen: asyncio.Queue[Change]) -> None:
+    """Write until the watch has seen it: from then on it misses nothing."""
+    for _ in range(100):
+        await store.put(key, b"x")
+        try:
+            await asyncio.wait_for(seen.get(), 0.2)
+        except TimeoutError:
+            continue
+        while not seen.empty():
+            seen.get_nowait()
+        return
+    raise AssertionError("the watch never saw a write")
+
+
+async def test_a_stranger_without_a_certificate_is_refused(etcd: Any, town: Any) -> None:
+    from pathlib import Path
+
+    stranger = town.settings(town.stranger, "scheduler", "stranger-scheduler")
+    store = EtcdStore([etcd.endpoint], Path(stranger.certificate), Path(stranger.private_key), town.bundle)
+    async with store:
+        with pytest.raises(Unavailable):
+            await store.get("/a")

@@ -1,0 +1,171 @@
+"""Real sockets, real certificates: who may come in, and how errors travel."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from talkoo_api.ledger.v1 import service_pb2 as messages
+from talkoo_api.ledger.v1 import service_pb2_grpc as services
+
+from talkoo_core.errors import FAMILIES, Exhausted, Internal, NotFound, PermissionDenied, TalkooError, Unavailable
+from talkoo_runtime.grpc_client import error_from_rpc, service_channel
+from talkoo_runtime.grpc_server import make_server, start_server
+from talkoo_runtime.identity import Identity, identity_of, parse_identity, require
+from talkoo_runtime.telemetry import span, traceparent
+
+
+class Answers(services.LedgerServicer):
+    """Stands in for a real service: the boundary around it is what is tested here."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.seen: Identity | None = None
+        self.trace = ""
+
+    async def GetStatus(self, request: Any, context: Any) -> messages.Status:  # noqa: N802
+        self.seen, self.trace = identity_of(context), traceparent()
+        if self.error is not None:
+            raise self.error
+        return messages.Status(height=7)
+
+    async def Follow(self, request: Any, context: Any) -> AsyncIterator[messages.BlockEvents]:  # noqa: N802
+        yield messages.BlockEvents(height=1)
+        raise Exhausted("read faster", code="slow_reader")
+
+
+@pytest.fixture
+async def served(town: Any) -> AsyncIterator[tuple[Answers, Any]]:
+    answers, settings = Answers(), town.settings(town.north, "ledger", "north-ledger")
+    server = make_server()
+    services.add_LedgerServicer_to_server(answers, server)
+    await start_server(server, settings)
+    yield answers, settings
+    await server.stop(0)
+
+
+async def ask(settings: Any, target: str) -> messages.Status:
+    async with service_channel(settings, target) as channel:
+        try:
+            return await services.LedgerStub(channel).GetStatus(messages.GetStatusRequest(), timeout=5)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from None
+
+
+async def test_a_member_comes_in_and_is_known_by_its_certificate(served: Any, town: Any) -> None:
+    answers, settings = served
+    caller = town.settings(town.south, "scheduler", "south-scheduler")
+    assert (await ask(caller, settings.listen)).height == 7
+    assert answers.seen == Identity("town", "south", "scheduler", "south-scheduler")
+
+
+async def test_a_stranger_s_certificate_is_refused(served: Any, town: Any) -> None:
+    answers, settings = served
+    with pytest.raises(Unavailable):
+        await ask(town.settings(town.stranger, "ledger", "stranger-ledger"), settings.listen)
+    assert answers.seen is None
+
+
+async def test_a_peer_without_a_certificate_is_refused(served: Any) -> None:
+    answers, settings = served
+    root = grpc.ssl_channel_credentials(Path(settings.trust_bundle).read_bytes())
+    for channel in (grpc.aio.insecure_channel(settings.listen), grpc.aio.secure_channel(settings.listen, root)):
+        async with channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await services.LedgerStub(channel).GetStatus(messages.GetStatusRequest(), timeout=5)
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert answers.seen is None
+
+
+async def test_an_authority_cannot_name_another_organization_s_services(served: Any, town: Any) -> None:
+    _, settings = served
+    impostor = town.settings(town.south, "ledger", "impostor", claims="north")
+    with pytest.raises(PermissionDenied, match="not issued by north"):
+        await ask(impostor, settings.listen)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+async def test_each_error_family_arrives_as_itself(served: Any, town: Any, family: str) -> None:
+    answers, settings = served
+    answers.error = FAMILIES[family]("what was wrong: ä", code="narrow_code")
+    caller = town.settings(town.south, "gateway", "south-gateway")
+    with pytest.raises(TalkooError) as caught:
+        await ask(caller, settings.listen)
+    assert type(caught.value) is FAMILIES[family]
+    assert (caught.value.message, caught.value.code) == ("what was wrong: ä", "narrow_code")
+
+
+async def test_a_fault_of_ours_leaks_nothing(served: Any, town: Any) -> None:
+    answers, settings = served
+    answers.error = ValueError("the secret")
+    with pytest.raises(Internal) as caught:
+        await ask(town.settings(town.south, "gateway", "south-gateway"), settings.listen)
+    assert "secret" not in caught.value.message
+
+
+async def test_errors_end_streams_too(served: Any, town: Any) -> None:
+    _, settings = served
+    async with service_channel(town.settings(town.south, "gateway", "g"), settings.listen) as channel:
+        heights = []
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for block in services.LedgerStub(channel).Follow(messages.FollowRequest()):
+                heights.append(block.height)
+        assert heights == [1]
+        error = error_from_rpc(caught.value)
+        assert isinstance(error, Exhausted)
+        assert error.code == "slow_reader"
+
+
+async def test_a_certificate_is_rotated_without_a_restart(served: Any, town: Any) -> None:
+    from talkoo_runtime.pki import ensure_authority, trust_bundle
+
+    _, settings = served
+    newcomer = ensure_authority(town.folder / "newcomer" / "ca", "newcomer")
+    caller = town.settings(newcomer, "ledger", "newcomer-ledger")
+    with pytest.raises(Unavailable):
+        await ask(caller, settings.listen)
+    town.bundle.write_bytes(trust_bundle([town.north, town.south, newcomer]))
+    assert (await ask(caller, settings.listen)).height == 7
+
+
+async def test_the_trace_goes_along(served: Any, town: Any) -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    answers, settings = served
+    tracer = TracerProvider().get_tracer("test")
+    with tracer.start_as_current_span("outer"), span("inner"):
+        here = traceparent()
+        await ask(town.settings(town.south, "gateway", "south-gateway"), settings.listen)
+    assert answers.trace.split("-")[1] == here.split("-")[1]
+
+
+async def test_a_taken_port_is_said_plainly(served: Any, town: Any) -> None:
+    _, settings = served
+    with pytest.raises(Exhausted, match="another process has that port"):
+        await start_server(make_server(), settings)
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "spiffe://a/b/c", "spiffe://f/o/king/n", "https://f/o/ledger/n", "spiffe://f//ledger/n"]
+)
+def test_a_name_that_is_no_member_s_is_refused(uri: str) -> None:
+    with pytest.raises(PermissionDenied):
+        parse_identity(uri)
+
+
+def test_roles_and_organizations_are_required() -> None:
+    caller = Identity("town", "south", "agent", "south-1")
+    require(caller, roles={"agent", "gateway"})
+    require(caller, roles={"agent"}, organization="south")
+    with pytest.raises(PermissionDenied, match="scheduler may"):
+        require(caller, roles={"scheduler"})
+    with pytest.raises(PermissionDenied, match="of north may"):
+        require(caller, roles={"agent"}, organization="north")
+
+
+def test_not_found_is_still_not_found_without_our_metadata() -> None:
+    error = grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata(), "gone")
+    assert isinstance(error_from_rpc(error), NotFound)
