@@ -125,6 +125,7 @@ class Driver:
         self._blocks: dict[BlockId, Block] = {}
         self._verdicts: dict[BlockId, bool | None] = {}
         self._ended = False
+        self._proposed_round = -1
         self._held: list[ProposalReceived | VoteReceived] = []
         self._commands: list[Command] = []
 
@@ -166,6 +167,10 @@ class Driver:
         proposals = [proposal for _, held in sorted(self._proposals.items()) for proposal in held]
         return (*proposals, *(VoteReceived(vote) for vote in self._votes.votes()))
 
+    def proposed(self, round_: int) -> tuple[BlockId, ...]:
+        """Ids of the blocks proposed in a round, as far as they have arrived."""
+        return tuple(event.proposal.block_id for event in self._proposals.get(round_, []))
+
     def commit(self) -> Commit | None:
         """The decision's commit with every precommit seen so far."""
         if self._state.decision is None:
@@ -200,7 +205,8 @@ class Driver:
         self._state = RoundState(event.height)
         self._votes = VoteKeeper(event.height, event.validators)
         self._last_commit = event.last_commit
-        self._proposals, self._blocks, self._verdicts, self._ended = {}, {}, {}, False
+        self._proposals, self._blocks, self._verdicts = {}, {}, {}
+        self._ended, self._proposed_round = False, -1
         self._apply(StartRound(0, self._we_propose(0)))
         held, self._held = self._held, []
         for message in held:
@@ -261,9 +267,11 @@ class Driver:
         self._apply(Timeout(round_, step))
 
     def _propose(self, event: ValueBuilt) -> None:
-        """Lines 18-19, once the value is there; too late a value is dropped."""
-        if event.round != self.round or self._state.step is not Step.PROPOSE or self._proposals.get(event.round):
+        """Lines 18-19, once the value is there. A late one, or a second one after a restart, is dropped."""
+        late = event.round != self.round or self._state.step is not Step.PROPOSE
+        if late or self._proposed_round == event.round or not self._we_propose(event.round):
             return
+        self._proposed_round = event.round
         self._verdicts[event.block_id] = True
         proposal = Proposal(self.height, event.round, -1, event.block_id, event.block.header.time_ns)
         self._commands.append(SignAndSendProposal(proposal, event.block))
