@@ -16,6 +16,7 @@ from talkoo_ledger import messages as m
 ID_MAX_BYTES = 90
 TEXT_MAX_BYTES = 255
 JSON_MAX_BYTES = 16 * 1024
+JSON_MAX_DEPTH = 32
 FAILURE_MAX_BYTES = 1024
 REASON_MAX_BYTES = 1024
 HASH_BYTES = 32
@@ -33,6 +34,8 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 NODE_LOST = "node_lost"
 FAILURE_KINDS = ("missing_module", "model_raised", "loss_nan", "data_missing", "data_hash", "bad_program", NODE_LOST)
 
+_BRACKETS = re.compile(r"[\[\]{}]")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _HEX_64 = re.compile(r"[0-9a-f]{64}")
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _ENDPOINT = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,249}:\d{1,5}")
@@ -77,6 +80,12 @@ def check_address(text: str) -> None:
 
 def check_json_object(text: str, what: str) -> None:
     check_text(text, what, JSON_MAX_BYTES)
+    depth = 0
+    for bracket in _BRACKETS.findall(_JSON_STRING.sub("", text)):
+        # Counted before parsing: how deep a parser can go differs from machine to machine.
+        depth += 1 if bracket in "[{" else -1
+        if depth > JSON_MAX_DEPTH:
+            raise _wrong(f"{what} is nested more than {JSON_MAX_DEPTH} levels deep")
     try:
         value = msgspec.json.decode(text or "{}")
     except msgspec.DecodeError as error:

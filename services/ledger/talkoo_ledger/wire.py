@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from google.protobuf.descriptor import Descriptor
@@ -20,11 +20,15 @@ from talkoo_api.ledger.v1 import service_pb2, state_pb2, tx_pb2
 from talkoo_core.errors import Corrupt, Exhausted, InvalidInput
 from talkoo_core.ids import address_of_key
 from talkoo_core.signing import PUBLIC_KEY_BYTES, SIGNATURE_BYTES
-from talkoo_ledger import bounds, codec, records
+from talkoo_ledger import bounds, codec, records, tree
 from talkoo_ledger.context import Event
 from talkoo_ledger.messages import Message, Transaction, Verdict
 from talkoo_ledger.records import Record
 from talkoo_runtime.transactions import MEMO_MAX_BYTES, SIGN_DOMAIN
+
+if TYPE_CHECKING:
+    from talkoo_ledger.application import QueryResult
+    from talkoo_ledger.transition import TxResult
 
 _RECORD_TYPES: dict[str, tuple[type[Any], type[Any]]] = {
     "accounts": (records.Account, state_pb2.Account),
@@ -120,6 +124,47 @@ def event_proto(event: Event) -> service_pb2.Event:
         subject=event.subject,
         attributes=[service_pb2.Attribute(key=key, value=value) for key, value in event.attributes],
     )
+
+
+def tx_result_proto(result: TxResult, height: int, index: int) -> service_pb2.TxResult:
+    return service_pb2.TxResult(
+        hash=result.hash,
+        height=height,
+        index=index,
+        code=result.code,
+        family=result.family,
+        error_code=result.error_code,
+        message=result.message,
+        events=[event_proto(event) for event in result.events],
+        kind=result.kind,
+        sender=result.sender,
+        born_id=result.born_id,
+    )
+
+
+def state_proof_proto(key: str, result: QueryResult) -> service_pb2.StateProof:
+    """The proofs of a query that asked for them."""
+    assert result.proof is not None
+    assert result.module_proof is not None
+    other_key_hash, other_value_hash = result.proof.other or (b"", b"")
+    return service_pb2.StateProof(
+        module_root=result.module_root,
+        path=result.proof.siblings,
+        bitmap=tree.bitmap(key, len(result.proof.siblings)),
+        module_aunts=result.module_proof.aunts,
+        module_index=result.module_proof.index,
+        module_total=result.module_proof.total,
+        other_key_hash=other_key_hash,
+        other_value_hash=other_value_hash,
+    )
+
+
+def verify_state_proof(app: bytes, module: str, key: str, value: bytes | None, proof: service_pb2.StateProof) -> None:
+    """Check a value (None: its absence) against an app hash from a block header. Raises Corrupt (code `bad_proof`)."""
+    other = (proof.other_key_hash, proof.other_value_hash) if proof.other_key_hash else None
+    aunts = tuple(proof.module_aunts)
+    tree.verify(proof.module_root, key, value, tree.Proof(tuple(proof.path), other))
+    tree.verify_module(app, module, proof.module_root, tree.ModuleProof(proof.module_index, proof.module_total, aunts))
 
 
 def _parse(proto_type: type[Any], data: bytes, what: str) -> Any:

@@ -262,7 +262,7 @@ class GetRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     PROVE_FIELD_NUMBER: _builtins.int
     module: _builtins.str
-    """accounts, organizations, nodes, tasks, segments, payments, models, requests, params, supply"""
+    """accounts, organizations, nodes, tasks, segments, payments, models, requests, params, supply, chain, unbonding"""
     key: _builtins.str
     prove: _builtins.bool
     def __init__(

@@ -581,7 +581,7 @@ class Payment(_message.Message):
     """1, 2, 3… in the order of the chain"""
     height: _builtins.int
     kind: _builtins.str
-    """compute, restitution, validation, finder, proposer_fee, emission, escrow, refund, slash, request_node, request_owner, burn"""
+    """compute, restitution, validation, finder, proposer_fee, emission, escrow, refund, slash, request_node, request_owner, burn, bond, unbonding, unbond"""
     source: _builtins.str
     """address or pool: "escrow:<task>", "stake:<node>", "emission", "treasury", "fees" """
     destination: _builtins.str
