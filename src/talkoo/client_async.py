@@ -279,10 +279,10 @@ class AsyncClient:
         """
         params = await self.params()
         try:
-            balance = (await self.account()).balance_utlk
+            account = await self.account()
         except NotFound:
-            balance = 0
-        check_means(prepared, balance, self.profile.user or "your account", params)
+            account = state_pb2.Account(address=self.address)
+        check_means(prepared, account.balance_utlk, account.label or account.address, params)
         with task_trace(self.profile.home, prepared.spec.name) as memo:
             await self._upload(prepared.code, prepared.spec.code.sha256)
             await self._upload(prepared.data, prepared.spec.data.sha256)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 QUEUE_LENGTH = 256
 PROGRESS_RETRY_S = 1.0
 Item = service_pb2.BlockEvents | agent_pb2.ProgressUpdate | TalkooError
+END_EVENTS = frozenset({"task_completed", "task_failed", "task_cancelled"})
 ENDED = (state_pb2.TASK_PHASE_COMPLETED, state_pb2.TASK_PHASE_FAILED, state_pb2.TASK_PHASE_CANCELLED)
 
 
@@ -60,10 +61,9 @@ async def watch(client: AsyncClient, task_id: str) -> AsyncIterator[Sight]:
         asyncio.create_task(_read_progress(client, task_id, queue)),
     ]
     try:
-        if sight.ended:
-            sight = await _catch_up(client, sight)
         yield sight
-        while not sight.ended:
+        over = False
+        while not over:  # the task may have ended long before its last events are read: all of them are told
             item = await queue.get()
             if isinstance(item, TalkooError):
                 raise item
@@ -76,6 +76,7 @@ async def watch(client: AsyncClient, task_id: str) -> AsyncIterator[Sight]:
                 sight = take_news(sight, news, await client.ledger.task(task_id))
                 if any(event.type == "task_placed" for event in news):
                     sight = replace(sight, nodes={node.id: node.name for node in await client.nodes()})
+                over = any(event.type in END_EVENTS and event.subject == task_id for event in news)
             yield sight
     finally:
         for reader in readers:
@@ -105,13 +106,6 @@ def take_news(sight: Sight, news: tuple[service_pb2.Event, ...], task: state_pb2
         discarded=task.discarded_segments,
         forgers=tuple(dict.fromkeys(forgers)),
     )
-
-
-async def _catch_up(client: AsyncClient, sight: Sight) -> Sight:
-    """The counts of a task that had ended before anyone watched."""
-    segments = await client.segments(sight.task.id)
-    audited = sum(bool(segment.votes) for segment in segments)
-    return replace(take_news(sight, (), sight.task), audited=audited)
 
 
 def _later(known: agent_pb2.ProgressUpdate | None, new: agent_pb2.ProgressUpdate) -> agent_pb2.ProgressUpdate:

@@ -294,6 +294,9 @@ class House:
     grpc_address: str
     http_address: str
     token: str
+    ledger_address: str = ""
+    scheduler_address: str = ""
+    validator_address: str = ""
     servers: list[grpc.aio.Server] = field(default_factory=list)
 
     def certify(self, role: str, name: str, organization: str = "north") -> Path:
@@ -389,6 +392,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
             endpoint=endpoint,
             request_price_utlk=5_000 + index,
         )
+    house.ledger_address, house.scheduler_address, house.validator_address = ledger, scheduler, validator
     settings = GatewaySettings(
         **house.settings(
             "gateway",
