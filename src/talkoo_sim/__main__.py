@@ -1,4 +1,4 @@
-"""`python -m talkoo_sim consensus --seeds N`: run seeds and say what happened; a broken seed is named, to be replayed."""
+"""`python -m talkoo_sim consensus --seeds N`: run seeds, say what happened; a broken seed is named, to be replayed."""
 
 from __future__ import annotations
 

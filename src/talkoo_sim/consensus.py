@@ -79,17 +79,17 @@ class Scenario:
     @classmethod
     def draw(cls, seed: int, validators: int = 4, heights: int = 4) -> Scenario:
         dice = random.Random(seed)  # noqa: S311 - repeatable by design
-        slowest = dice.choice((20, 200, 1500))
+        slowest = dice.choice((20, 200, 1500, 6000))
         return cls(
             seed=seed,
             validators=validators,
             heights=heights,
             byzantine=dice.randint(0, (validators - 1) // 3),
             equivocate=dice.random() < 0.7,
-            drop=dice.choice((0.0, 0.05, 0.3)),
-            crash=dice.choice((0.0, 0.002, 0.01)),
+            drop=dice.choice((0.0, 0.1, 0.6)),
+            crash=dice.choice((0.0, 0.01, 0.05)),
             delay_ms=(1, slowest),
-            calm_at_ms=dice.choice((0, 3_000, 12_000)),
+            calm_at_ms=dice.choice((0, 5_000, 30_000)),
             deadline_ms=600_000,
         )
 
