@@ -1,4 +1,4 @@
-"""A gang in one process: it trains a tiny model with the production steps and leaves what real ranks leave, as blobs."""
+"""A gang in one process: it trains a tiny model with the production steps and leaves what real ranks leave."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ STEPS_PER_SEGMENT = 3
 SEGMENTS = 2
 TASK = "task-00112233aabbccdd"
 OPTIONS = '{"lr":"0.05"}'
-PROGRAM = '''
+PROGRAM = """
 import numpy as np, torch
 from torch import nn
 import tiny_size
 
 def build_model(config):
-    return nn.Sequential(nn.Linear(4, config["hidden"]), nn.Dropout(0.1), nn.Linear(config["hidden"], tiny_size.CLASSES))
+    hidden = config["hidden"]
+    return nn.Sequential(nn.Linear(4, hidden), nn.Dropout(0.1), nn.Linear(hidden, tiny_size.CLASSES))
 
 class Points:
     def __init__(self, x, y):
@@ -61,7 +62,7 @@ def correct(model, batch):
 
 def predict(model, inputs):
     return [0 for _ in inputs]
-'''
+"""
 
 
 def sha256(data: bytes) -> str:
@@ -210,9 +211,7 @@ def with_forged_loss(gang: Gang, segment: int, rank: int, step: int) -> state_pb
         for leaf in transcript.leaves
     ]
     forged = Transcript(version=VERSION, segment=segment, rank=rank, leaves=leaves)
-    record.commitments[rank].CopyFrom(
-        commitment(gang, record, rank, forged, old.params_sha256, old.optimizer_sha256)
-    )
+    record.commitments[rank].CopyFrom(commitment(gang, record, rank, forged, old.params_sha256, old.optimizer_sha256))
     return record
 
 

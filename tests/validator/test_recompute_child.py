@@ -89,9 +89,7 @@ def test_honest_segments_have_equal_bits_and_the_last_measures_the_held_out_spli
     assert 0 <= last.heldout_correct <= 10
 
 
-def test_a_forged_loss_blames_that_rank_at_that_step(
-    child: Child, gang: Any, order_for: Any, kit: ModuleType
-) -> None:
+def test_a_forged_loss_blames_that_rank_at_that_step(child: Child, gang: Any, order_for: Any, kit: ModuleType) -> None:
     answer = child.ask(order_for(kit.with_forged_loss(gang, segment=1, rank=1, step=4)))
     assert isinstance(answer, Recomputed)
     assert [(f.honest, f.first_bad_step) for f in answer.findings] == [(True, 0), (False, 4)]
@@ -99,9 +97,7 @@ def test_a_forged_loss_blames_that_rank_at_that_step(
     assert answer.heldout_total == 0
 
 
-def test_a_transcript_that_is_none_blames_its_rank(
-    child: Child, gang: Any, order_for: Any, tmp_path: Path
-) -> None:
+def test_a_transcript_that_is_none_blames_its_rank(child: Child, gang: Any, order_for: Any, tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(b"not a transcript")
     order = order_for(gang.segments[0])
     claims = [order.claims[0], msgspec.structs.replace(order.claims[1], transcript_path=str(tmp_path / "noise"))]
@@ -130,7 +126,11 @@ def test_a_loss_that_is_nan_and_a_program_that_raises_fail_by_kind_and_the_child
         folder.mkdir()
         head, _, _ = source.partition("def loss")
         (folder / "tiny_size.py").write_text("CLASSES = 3\n")
-        rest = "def loss(model, batch):\n    " + body + "\ndef correct(m, b):\n    return 0\ndef predict(m, i):\n    return []\n"
+        rest = (
+            "def loss(model, batch):\n    "
+            + body
+            + "\ndef correct(m, b):\n    return 0\ndef predict(m, i):\n    return []\n"
+        )
         (folder / "tiny.py").write_text(head + rest)
         answer = child.ask(msgspec.structs.replace(honest, code_dir=str(folder)))
         assert isinstance(answer, Failed)

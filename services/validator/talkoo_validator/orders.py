@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-
 from talkoo_api.ledger.v1 import state_pb2, tx_pb2
+
 from talkoo_core.errors import InvalidInput
 
 LINE_MAX_BYTES = 1 << 20
@@ -31,7 +31,7 @@ BROKEN_PROGRAM = frozenset(
         "data_missing",
     }
 )
-"""Failures of a re-computation that lie in the task's own bytes: every validator meets the same, trying again is idle."""
+"""Failures that lie in the task's own bytes: every validator meets the same, and trying again is idle."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,12 +35,12 @@ def is_drawn(draw: bytes, rate_ppm: int) -> bool:
 
 
 def detection_ppm(cheat_ppm: int, checks: int) -> int:
-    """Chance, rounded down, that `checks` independent spot checks meet at least one forgery: 1 − (1 − c)^n."""
+    """Chance, rounded down, that `checks` independent spot checks meet at least one forgery: 1 - (1 - c)^n."""
     return math.floor((1 - (1 - Fraction(cheat_ppm, PPM)) ** checks) * PPM)
 
 
 def checks_needed(cheat_ppm: int, confidence_ppm: int) -> int:
-    """The least n with 1 − (1 − c)^n ≥ confidence, exactly. `cheat_ppm` and `confidence_ppm` lie inside (0, 10^6)."""
+    """The least n with 1 - (1 - c)^n ≥ confidence, exactly. `cheat_ppm` and `confidence_ppm` lie inside (0, 10^6)."""
     assert 0 < cheat_ppm < PPM
     assert 0 < confidence_ppm < PPM
     clean, unseen = 1 - Fraction(cheat_ppm, PPM), 1 - Fraction(confidence_ppm, PPM)

@@ -1,4 +1,4 @@
-"""From a finding to a verdict, its commit–reveal, and what to do next about an audit. Pure.
+"""From a finding to a verdict, its commit and reveal, and what to do next about an audit. Pure.
 
 Every validator that computes the same bits must serialize the same verdict, so nothing of one machine (times, paths)
 enters it.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from talkoo_api.ledger.v1 import state_pb2, tx_pb2
+
 from talkoo_validator.orders import Recomputed
 
 SALT_BYTES = 32

@@ -1,8 +1,8 @@
 """`python -m talkoo_validator.recompute`: computes segments again as lines on stdin say; `--once` takes one and ends.
 
-torch is loaded once. Every order then runs in a fork of this process, so a user's program starts clean each time, cannot
-stain the next audit, and ends at once when it is told to stop or when stdin closes. Standard output carries messages
-only; what a program prints goes to stderr.
+torch is loaded once. Every order then runs in a fork of this process, so a user's program starts clean each time,
+cannot stain the next audit, and ends at once when it is told to stop or when stdin closes. Standard output carries
+messages only; what a program prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ class _Orders:
             return None
         line, _, self._rest = self._rest.partition(b"\n")
         try:
-            return to_child.decode(line)
+            order: Recompute | Stop = to_child.decode(line)
         except msgspec.MsgspecError as error:
             raise InvalidInput(f"the re-computing child cannot read its order: {error}") from error
+        return order
 
 
 def _serve(orders: _Orders, out: int, once: bool) -> int:

@@ -1,0 +1,82 @@
+"""Starting and stopping the validator, and its one call."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from talkoo_api.ledger.v1 import service_pb2_grpc
+from talkoo_api.validator.v1 import validator_pb2, validator_pb2_grpc
+
+from talkoo_runtime.blobs import open_blob_store
+from talkoo_runtime.grpc_client import service_channel
+from talkoo_runtime.grpc_server import identity_of, make_server, start_server
+from talkoo_runtime.identity import require
+from talkoo_runtime.keys import load_key
+from talkoo_runtime.ledger_client import LedgerClient
+from talkoo_runtime.supervision import Background
+from talkoo_validator.bench import AuditDesk
+from talkoo_validator.cache import BlobCache
+from talkoo_validator.child import RecomputeChild
+from talkoo_validator.memory import AuditRecord, Memory
+from talkoo_validator.settings import ValidatorSettings
+
+STOP_GRACE_S = 1.0
+LISTED_MAX = 1_000
+"""Newest audits in one answer."""
+
+
+class ValidatorServicer(validator_pb2_grpc.ValidatorServicer):
+    """For people and dashboards of the own organization."""
+
+    def __init__(self, desk: AuditDesk, child: RecomputeChild, organization: str) -> None:
+        self._desk = desk
+        self._child = child
+        self._organization = organization
+
+    async def ListAudits(  # noqa: N802  # gRPC's name
+        self, request: validator_pb2.ListAuditsRequest, context: Any
+    ) -> validator_pb2.ListAuditsResponse:
+        require(identity_of(context), roles={"gateway", "supervisor", "validator"}, organization=self._organization)
+        records = self._desk.list(request.task_id)[-LISTED_MAX:]
+        return validator_pb2.ListAuditsResponse(audits=[self._audit(record) for record in records])
+
+    def _audit(self, record: AuditRecord) -> validator_pb2.Audit:
+        waits = record.state == "queued" and self._child.refusal
+        return validator_pb2.Audit(
+            task_id=record.task_id,
+            attempt=record.attempt,
+            segment=record.segment,
+            state=record.state,
+            summary=self._child.refusal if waits else record.summary,
+            duration_ms=record.duration_ms,
+            time_ns=record.time_ns,
+        )
+
+
+async def serve(settings: ValidatorSettings, background: Background) -> Callable[[], Awaitable[None]]:
+    """Start the validator; returns what stops it. It starts without its ledger and waits for it."""
+    state_dir = Path(settings.state_dir)
+    key = load_key(Path(settings.account_key))
+    store = open_blob_store(settings.blobs)
+    memory = Memory(state_dir / "audits.db")
+    child = RecomputeChild(state_dir / "recompute.log", settings.recompute_timeout_s)
+    channel = service_channel(settings, settings.ledger)
+    ledger = LedgerClient(service_pb2_grpc.LedgerStub(channel), key)  # type: ignore[no-untyped-call]
+    cache = BlobCache(store, state_dir / "blobs", settings.cache_bytes)
+    desk = AuditDesk(settings.organization, ledger, cache, child, memory, state_dir / "work")
+    server = make_server()
+    servicer = ValidatorServicer(desk, child, settings.organization)
+    validator_pb2_grpc.add_ValidatorServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    await start_server(server, settings)
+    background.start_restarting("following the ledger", lambda: desk.run(background))
+
+    async def stop() -> None:
+        await server.stop(STOP_GRACE_S)
+        await background.stop()  # audits first: none may wait for a child that is gone
+        await child.close()
+        await channel.close()
+        memory.close()
+
+    return stop
