@@ -8,14 +8,17 @@ import struct
 
 import torch
 
+from talkoo_math.no_compiler import leave_compiler_out
+
 THREADS = 1
 """Reductions split over threads change their order of addition, so a process trains with one."""
 
 
 def make_deterministic() -> None:
     """Call once, before any tensor work. Safe to call again."""
+    leave_compiler_out()
     torch.set_num_threads(THREADS)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports a compiler
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False

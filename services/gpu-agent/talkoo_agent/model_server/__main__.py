@@ -17,10 +17,12 @@ from talkoo_agent.trainer_messages import (
     to_model_server,
 )
 from talkoo_core.errors import TalkooError
+from talkoo_runtime.supervision import die_with_parent
 
 
 def main() -> int:
     lines = Lines()
+    die_with_parent()
     from talkoo_agent.model_server.serving import ServedModel, serve
     from talkoo_agent.trainer.failures import failure_of
 

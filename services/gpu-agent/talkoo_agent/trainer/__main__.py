@@ -15,6 +15,7 @@ from pathlib import Path
 from talkoo_agent.lines import Lines
 from talkoo_agent.trainer_messages import ChildFailed, RunSegment, Start, line_of, to_trainer
 from talkoo_core.errors import InvalidInput, TalkooError
+from talkoo_runtime.supervision import die_with_parent
 
 
 def main() -> int:
@@ -69,6 +70,7 @@ def _count_flops(folder: Path, module: str, config_json: str, data: Path | None)
 
 def _train() -> int:
     lines = Lines()
+    die_with_parent()
     from talkoo_agent.trainer.failures import failure_of
     from talkoo_agent.trainer.rank import Rank
 

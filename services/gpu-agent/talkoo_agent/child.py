@@ -1,0 +1,120 @@
+"""A child that speaks JSON lines: a trainer or a model server, from the agent's side."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import Generic, TypeVar
+
+import msgspec
+
+from talkoo_agent.trainer_messages import LINE_MAX_BYTES, line_of
+from talkoo_core.errors import Failed, Unavailable
+
+T = TypeVar("T")
+
+STOP_TIMEOUT_S = 3.0
+KEPT_ENVIRONMENT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "VIRTUAL_ENV",
+)
+"""All of the agent's environment that the user's code gets to see."""
+
+
+class LineChild(Generic[T]):
+    """`module` is run with this Python; what it writes to stderr goes to `on_log`, line by line."""
+
+    def __init__(
+        self,
+        module: str,
+        decoder: msgspec.json.Decoder[T],
+        on_log: Callable[[str], None],
+        arguments: tuple[str, ...] = (),
+    ) -> None:
+        self._module = module
+        self._decoder = decoder
+        self._on_log = on_log
+        self._arguments = arguments
+        self._process: asyncio.subprocess.Process | None = None
+        self._log_reader: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+        threads = {
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+            "TALKOO_DIE_WITH_PARENT": "1",
+        }
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            self._module,
+            *self._arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment | threads,
+            limit=LINE_MAX_BYTES,
+        )
+        self._log_reader = asyncio.create_task(self._read_log(), name=f"log of {self._module}")
+
+    async def send(self, message: msgspec.Struct) -> None:
+        """Raises Unavailable (code `child_gone`) when the child has ended."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line_of(message))
+            await self._process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise Unavailable(f"{self._module} has ended", code="child_gone") from error
+
+    async def messages(self) -> AsyncIterator[T]:
+        """Until the child closes its output. Raises Failed (code `internal`) on a line that is no message."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        try:
+            async for line in self._process.stdout:
+                yield self._decoder.decode(line)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise Failed(f"{self._module} said something unreadable: {error}", code="internal") from error
+
+    async def wait(self) -> int:
+        assert self._process is not None
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        """SIGTERM, a bounded wait, SIGKILL. Safe to call twice or before `start`."""
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        if self._log_reader is not None:
+            await asyncio.gather(self._log_reader, return_exceptions=True)
+
+    async def _read_log(self) -> None:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        while True:
+            try:
+                line = await self._process.stderr.readline()
+            except ValueError:  # a line over the limit: asyncio has dropped it
+                self._on_log("(a line too long to keep)")
+                continue
+            if not line:
+                return
+            self._on_log(line.decode("utf-8", "replace").rstrip())

@@ -1,0 +1,52 @@
+"""Settings of one agent."""
+
+from __future__ import annotations
+
+from talkoo_core.errors import InvalidInput
+from talkoo_runtime.service_settings import ServiceSettings
+
+HONEST = -1
+
+
+class AgentSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One node: what it lends, at what price, and whom it talks to."""
+
+    ledger: str
+    """Endpoint of the own organization's ledger node."""
+    scheduler: str
+    """Endpoint of the own organization's scheduler."""
+    blobs: str
+    """URL of the blob store."""
+    account_key: str
+    """Key file of the node's account; its address is the node's id."""
+    price_utlk_per_gflop: int
+    """The least that the node works for."""
+    request_price_utlk: int
+    """Price of one model request."""
+    stake_utlk: int
+    """Bonded when the node registers for the first time."""
+    duty: float = 1.0
+    """Part of the processor's time to lend, 0.01 to 1."""
+    memory_bytes: int = 0
+    """Memory to lend; 0: what the machine has."""
+    power_mw: int = 0
+    """Declared draw of one busy core (CPU) in milliwatts; 0: from NVML, else a documented default."""
+    slots: int = 1
+    """Shards at once."""
+    endorsement: str = ""
+    """Hex: the organization owner's signature that the node belongs to it; empty when genesis lists the node."""
+    forge_from_segment: int = HONEST
+    """Pretend to work from this segment on, to show that audits find it; -1: honest."""
+
+
+def check_settings(settings: AgentSettings) -> None:
+    """Raises InvalidInput (code `bad_settings`) for values that cannot work."""
+    problems = [
+        (not 0.01 <= settings.duty <= 1.0, f"duty is {settings.duty}; it must be from 0.01 to 1"),
+        (settings.slots < 1, f"slots is {settings.slots}; a node takes at least one shard"),
+        (settings.memory_bytes < 0, "memory_bytes is negative; 0 means what the machine has"),
+        (settings.price_utlk_per_gflop < 0, "price_utlk_per_gflop is negative"),
+    ]
+    for wrong, message in problems:
+        if wrong:
+            raise InvalidInput(message, code="bad_settings")
