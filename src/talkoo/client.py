@@ -78,11 +78,7 @@ class Client:
         except Unavailable as error:
             if error.code != UNREACHABLE:
                 raise
-            raise Unavailable(
-                f"the gateway at {self.profile.gateway} cannot be reached; start the federation with `talkoo up`, "
-                f"or see `talkoo doctor` ({error.message})",
-                code=UNREACHABLE,
-            ) from error
+            raise _away(self.profile.gateway, error) from error
         except BaseException:
             future.cancel()
             raise
@@ -298,6 +294,15 @@ class Task:
         from talkoo.verification import verify_task_via
 
         return verify_task_via(self._client, self.id, recompute)
+
+
+def _away(gateway: str, error: Unavailable) -> Unavailable:
+    """gRPC names the address that it could not reach: the gateway's own, or one behind it."""
+    if gateway in error.message:
+        said = f"the gateway at {gateway} cannot be reached; start the federation with `talkoo up`"
+    else:
+        said = f"the gateway at {gateway} gets no answer from a service behind it"
+    return Unavailable(f"{said}, or see `talkoo doctor` ({error.message})", code=UNREACHABLE)
 
 
 async def _next(stream: AsyncIterator[T]) -> T:

@@ -47,6 +47,31 @@ class Profile:
     account_key: Path
     user: str = ""
 
+    @classmethod
+    def direct(
+        cls,
+        *,
+        endpoint: str,
+        certificate: str | Path,
+        private_key: str | Path,
+        trust_bundle: str | Path,
+        account_key: str | Path,
+        organization: str = "",
+        http: str = "",
+    ) -> Profile:
+        """A profile without a home on disk. `endpoint` is the gateway's host:port."""
+        return cls(
+            home=Path(),
+            federation="",
+            organization=organization,
+            gateway=endpoint,
+            http=http,
+            trust_bundle=Path(trust_bundle),
+            certificate=Path(certificate),
+            private_key=Path(private_key),
+            account_key=Path(account_key),
+        )
+
 
 def home_folder(given: str | Path | None = None) -> Path:
     """The folder of profiles: what was given, `TALKOO_HOME`, `./.talkoo` where there is one, else `~/.talkoo`."""

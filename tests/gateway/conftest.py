@@ -16,18 +16,18 @@ from typing import Any
 
 import grpc
 import pytest
-
-from talkoo.client_async import AsyncClient
-from talkoo.profile import Profile
 from talkoo_api.agent.v1 import agent_pb2, agent_pb2_grpc
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, state_pb2, tx_pb2
 from talkoo_api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from talkoo_api.validator.v1 import validator_pb2, validator_pb2_grpc
+from talkoo_gateway.service import serve
+from talkoo_gateway.settings import GatewaySettings
+
+from talkoo.client_async import AsyncClient
+from talkoo.profile import Profile
 from talkoo_core.errors import Conflict, InsufficientFunds, InvalidInput, NotFound, Unavailable
 from talkoo_core.ids import address_of_key, born_id
 from talkoo_core.signing import PrivateKey
-from talkoo_gateway.service import serve
-from talkoo_gateway.settings import GatewaySettings
 from talkoo_runtime.grpc_server import make_server, start_server
 from talkoo_runtime.keys import address_of, save_key
 from talkoo_runtime.pki import ensure_authority, ensure_certificate, identity_uri, trust_bundle
@@ -191,7 +191,7 @@ class StandInLedger(service_pb2_grpc.LedgerServicer):
         index = max(request.from_height - 1, 0) if request.from_height else len(self.blocks)
         while True:
             async with self.changed:
-                await self.changed.wait_for(lambda: len(self.blocks) > index)
+                await self.changed.wait_for(lambda seen=index: len(self.blocks) > seen)
             yield self.blocks[index]
             index += 1
 
@@ -258,7 +258,7 @@ class StandInAgent(agent_pb2_grpc.AgentServicer):
             if not request.follow:
                 return
             async with self.changed:
-                await self.changed.wait_for(lambda: len(self.lines) > index)
+                await self.changed.wait_for(lambda seen=index: len(self.lines) > seen)
 
     async def Progress(  # noqa: N802
         self, request: agent_pb2.ProgressRequest, context: Any
@@ -266,7 +266,7 @@ class StandInAgent(agent_pb2_grpc.AgentServicer):
         index = 0
         while True:
             async with self.changed:
-                await self.changed.wait_for(lambda: len(self.updates) > index)
+                await self.changed.wait_for(lambda seen=index: len(self.updates) > seen)
             yield self.updates[index]
             index += 1
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-
 from talkoo_api.ledger.v1 import service_pb2, state_pb2
+
 from talkoo_core.signing import PrivateKey
 from talkoo_runtime.keys import address_of
 

@@ -7,10 +7,10 @@ import hashlib
 from typing import Any
 
 import pytest
+from talkoo_api.ledger.v1 import service_pb2, state_pb2, tx_pb2
 
 from talkoo.client_async import AsyncClient
 from talkoo.watching import watch
-from talkoo_api.ledger.v1 import service_pb2, state_pb2, tx_pb2
 from talkoo_core.errors import (
     Conflict,
     Corrupt,

@@ -13,9 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-
 from talkoo_api.ledger.v1 import service_pb2, state_pb2, tx_pb2
-from talkoo_core.signing import PrivateKey
 from talkoo_gateway.blob_transfers import BlobTransfers
 from talkoo_gateway.desk import Desk
 from talkoo_gateway.operations import OPERATIONS
@@ -23,6 +21,8 @@ from talkoo_gateway.rest import make_app
 from talkoo_gateway.settings import GatewaySettings
 from talkoo_gateway.tokens import ensure_token
 from talkoo_gateway.upstreams import Upstreams
+
+from talkoo_core.signing import PrivateKey
 from talkoo_runtime.blobs import open_blob_store
 from talkoo_runtime.keys import address_of
 from talkoo_runtime.transactions import sign_transaction

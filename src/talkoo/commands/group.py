@@ -6,11 +6,13 @@ The table also holds the short helps, so that `talkoo --help` loads no command; 
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from talkoo.profile import HOME_VARIABLE
 from talkoo.version import __version__
 
 if TYPE_CHECKING:
@@ -105,6 +107,8 @@ def _keep(attribute: str) -> Any:
     def callback(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
         if value is not None:
             setattr(ctx.ensure_object(Session), attribute, value)
+            if attribute == "home":
+                os.environ[HOME_VARIABLE] = value  # `talkoo --home X up` reads it there
 
     return callback
 
