@@ -1,9 +1,9 @@
 """Keep torch's graph compiler out of processes that never compile.
 
 torch's optimizers and DDP import `torch._dynamo` (with sympy and a thousand modules more) only to tell a compiler that
-is not there to leave them alone. Measured with torch 2.13 on one core: 8 s of 14 s that a trainer needed before its first
-step. So a stand-in answers the few calls they make. Whatever else is asked of it loads the real module, so that a
-user's program which does need it still works.
+is not there to leave them alone. Measured with torch 2.13 on one core: 6 to 8 s of processor time in each trainer
+before its first step. So a stand-in answers the few calls they make. Whatever else is asked of it loads the real
+module, so that a user's program which does need it still works.
 """
 
 from __future__ import annotations

@@ -77,15 +77,20 @@ class LineChild(Generic[T]):
         except (BrokenPipeError, ConnectionResetError) as error:
             raise Unavailable(f"{self._module} has ended", code="child_gone") from error
 
-    async def messages(self) -> AsyncIterator[T]:
-        """Until the child closes its output. Raises Failed (code `internal`) on a line that is no message."""
+    async def next_message(self) -> T | None:
+        """None when the child closed its output. Raises Failed (code `internal`) on a line that is no message."""
         assert self._process is not None
         assert self._process.stdout is not None
         try:
-            async for line in self._process.stdout:
-                yield self._decoder.decode(line)
+            line = await self._process.stdout.readline()
+            return self._decoder.decode(line) if line else None
         except (msgspec.MsgspecError, ValueError) as error:
             raise Failed(f"{self._module} said something unreadable: {error}", code="internal") from error
+
+    async def messages(self) -> AsyncIterator[T]:
+        """Until the child closes its output."""
+        while (message := await self.next_message()) is not None:
+            yield message
 
     async def wait(self) -> int:
         assert self._process is not None

@@ -1,0 +1,96 @@
+"""Wire the agent together and serve."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+from talkoo_api.agent.v1 import agent_pb2, agent_pb2_grpc
+from talkoo_api.ledger.v1 import service_pb2_grpc
+from talkoo_api.scheduler.v1 import scheduler_pb2_grpc
+
+from talkoo_agent.devices import find_device
+from talkoo_agent.node import Node
+from talkoo_agent.offering import offer_forever, withdraw
+from talkoo_agent.servicer import AgentServicer
+from talkoo_agent.serving import Serving
+from talkoo_agent.settings import HONEST, AgentSettings, check_settings
+from talkoo_agent.work import Work
+from talkoo_runtime.blobs import open_blob_store
+from talkoo_runtime.grpc_client import raise_from_rpc, service_channel
+from talkoo_runtime.grpc_server import STOP_GRACE_S, make_server, start_server
+from talkoo_runtime.keys import address_of, load_key
+from talkoo_runtime.ledger_client import LedgerClient
+from talkoo_runtime.supervision import Background
+
+log = logging.getLogger(__name__)
+MAX_PEER_CHANNELS = 32
+
+
+class Peers:
+    """Channels to other nodes' agents, the least recently used closed beyond `MAX_PEER_CHANNELS`."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+        self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
+
+    async def rendezvous(
+        self, endpoint: str, request: agent_pb2.RendezvousRequest, timeout_s: float
+    ) -> agent_pb2.RendezvousResponse:
+        if endpoint not in self._channels:
+            self._channels[endpoint] = service_channel(self._settings, endpoint)
+            if len(self._channels) > MAX_PEER_CHANNELS:
+                _, oldest = self._channels.popitem(last=False)
+                await oldest.close()
+        self._channels.move_to_end(endpoint)
+        stub = agent_pb2_grpc.AgentStub(self._channels[endpoint])  # type: ignore[no-untyped-call]
+        try:
+            response: agent_pb2.RendezvousResponse = await stub.Rendezvous(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise_from_rpc(error)
+        return response
+
+    async def close(self) -> None:
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+
+
+async def serve(settings: AgentSettings, background: Background) -> Callable[[], Awaitable[None]]:
+    """Start everything; the coroutine function that comes back stops it."""
+    check_settings(settings)
+    key = load_key(Path(settings.account_key))
+    device = await asyncio.to_thread(find_device, settings.power_mw, settings.memory_bytes)
+    # Shards of an earlier run have ended with it; what they committed is in the blob store.
+    await asyncio.to_thread(shutil.rmtree, Path(settings.state_dir) / "tasks", True)
+    ledger_channel = service_channel(settings, settings.ledger)
+    scheduler_channel = service_channel(settings, settings.scheduler)
+    node = Node(
+        id=address_of(key),
+        key=key,
+        settings=settings,
+        device=device,
+        ledger=LedgerClient(service_pb2_grpc.LedgerStub(ledger_channel), key),  # type: ignore[no-untyped-call]
+        scheduler=scheduler_pb2_grpc.SchedulerStub(scheduler_channel),  # type: ignore[no-untyped-call]
+        blobs=open_blob_store(settings.blobs),
+    )
+    if settings.forge_from_segment != HONEST:
+        log.warning("this node forges its steps from segment %d on: a demonstration", settings.forge_from_segment)
+    peers, serving = Peers(settings), Serving(node)
+    work = Work(node, peers.rendezvous)
+    server = make_server()
+    agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(node, work, serving), server)  # type: ignore[no-untyped-call]
+    await start_server(server, settings)
+    work.start(background)
+    background.start_restarting("offer", lambda: offer_forever(node, work, serving))
+
+    async def stop() -> None:
+        await withdraw(node)
+        await asyncio.gather(work.stop(), serving.stop())
+        await server.stop(STOP_GRACE_S)
+        await asyncio.gather(peers.close(), ledger_channel.close(), scheduler_channel.close())
+
+    return stop

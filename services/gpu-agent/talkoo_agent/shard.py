@@ -1,0 +1,204 @@
+"""One attempt of one task on this node: a trainer child from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from talkoo_api.agent.v1 import agent_pb2
+from talkoo_api.ledger.v1 import state_pb2, tx_pb2
+
+from talkoo_agent.child import LineChild
+from talkoo_agent.devices import EnergyMeter
+from talkoo_agent.materials import fetch_for_task
+from talkoo_agent.node import Node
+from talkoo_agent.rounds import ShardRun, Stage, TrainSegment
+from talkoo_agent.trainer_messages import (
+    ChildFailed,
+    FromTrainer,
+    Listening,
+    Ready,
+    RunSegment,
+    SegmentDone,
+    Step,
+    from_trainer,
+)
+from talkoo_agent.wire import commitment_of, start_of
+from talkoo_core.errors import Conflict, NotFound, TalkooError, Unavailable
+from talkoo_runtime.telemetry import record, span
+
+log = logging.getLogger(__name__)
+
+RENDEZVOUS_TIMEOUT_S = 90.0
+RENDEZVOUS_PAUSE_S = 0.2
+RENDEZVOUS_CALL_S = 5.0
+COMMIT_PAUSE_S = 1.0
+KEPT_SEGMENTS = 2
+"""Older segments' files are uploaded and removed here."""
+
+AskRendezvous = Callable[[str, agent_pb2.RendezvousRequest, float], Awaitable[agent_pb2.RendezvousResponse]]
+"""(endpoint, request, timeout_s): asks another node's agent where rank 0 listens."""
+
+
+class Shard:
+    """`on_change` is called whenever `run` changed; `failure` says why the shard ended, empty otherwise."""
+
+    def __init__(
+        self, node: Node, task: state_pb2.Task, rank: int, ask: AskRendezvous, on_change: Callable[[str], None]
+    ) -> None:
+        self.task_id, self.attempt, self.rank = task.id, task.attempt, rank
+        self.run = ShardRun(task.attempt, Stage.STARTING, -1)
+        self.failure: ChildFailed | None = None
+        self.listening: Listening | None = None
+        self._node, self._task, self._ask, self._on_change = node, task, ask, on_change
+        self._folder = node.folder / "tasks" / task.id / f"attempt-{task.attempt:06d}"
+        self._child = LineChild[FromTrainer]("talkoo_agent.trainer", from_trainer, self._log)
+        self._meter = EnergyMeter(node.device)
+        self._segment_began_ns = 0
+        self._work: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._work = asyncio.create_task(self._live(), name=f"shard {self.task_id} rank {self.rank}")
+
+    async def stop(self) -> None:
+        """End the child; files of this attempt are removed, everything committed is in the blob store."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+        await self._child.stop()
+        await asyncio.to_thread(shutil.rmtree, self._folder, True)
+
+    async def train(self, order: TrainSegment) -> None:
+        """Hand the next segment to the waiting child."""
+        assert self.run.stage is Stage.WAITING
+        self.run = ShardRun(self.attempt, Stage.TRAINING, order.segment)
+        self._meter.begin()
+        self._segment_began_ns = time.time_ns()
+        self._log(order.reason)
+        await self._child.send(
+            RunSegment(segment=order.segment, beacon=order.beacon.hex(), first_step=order.first_step, steps=order.steps)
+        )
+
+    async def _live(self) -> None:
+        """Everything that can go wrong ends here, as a `failure` with its kind."""
+        failed: ChildFailed | None = None
+        try:
+            with span("shard.start", parent=self._task.trace, task_id=self.task_id, rank=self.rank):
+                await self._begin()
+            async for message in self._child.messages():
+                if isinstance(message, ChildFailed):
+                    failed = message
+                    break
+                await self._heard(message)
+        except TalkooError as error:
+            failed = ChildFailed(kind=error.code, message=error.message)
+        if failed is None:
+            status = await self._child.wait()
+            failed = ChildFailed(kind="internal", message=f"the trainer ended with status {status}")
+        self.failure = failed
+        self._log(f"failed: {failed.message}")
+        self._changed(Stage.ENDED)
+
+    async def _begin(self) -> None:
+        """Start the child while the blobs come; then tell it where to meet."""
+        self._node.stage(self.task_id, self.attempt, "fetching", steps=self._task.spec.steps)
+        await asyncio.to_thread(self._make_folder)
+        await self._child.start()
+        await fetch_for_task(self._node.blobs, self._task, self._folder)
+        self._node.stage(self.task_id, self.attempt, "starting", steps=self._task.spec.steps)
+        host, port = (self._node.host, 0) if self.rank == 0 else await self._find_rank_0()
+        settings, device = self._node.settings, self._node.device
+        await self._child.send(start_of(self._task, self.rank, self._folder, settings, device, host, port))
+        self._node.stage(self.task_id, self.attempt, "rendezvous", steps=self._task.spec.steps)
+
+    def _make_folder(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+
+    async def _find_rank_0(self) -> tuple[str, int]:
+        """Poll rank 0's agent. Raises Unavailable (code `peer_lost`) after `RENDEZVOUS_TIMEOUT_S`."""
+        first = next(shard for shard in self._task.shards if shard.rank == 0)
+        endpoint = (await self._node.ledger.node(first.node_id)).endpoint
+        request = agent_pb2.RendezvousRequest(task_id=self.task_id, attempt=self.attempt)
+        deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S
+        while True:
+            try:
+                answer = await self._ask(endpoint, request, RENDEZVOUS_CALL_S)
+                return answer.host, answer.port
+            except (Unavailable, NotFound) as error:
+                if time.monotonic() >= deadline:
+                    raise Unavailable(
+                        f"rank 0 at {endpoint} does not open: {error.message}", code="peer_lost"
+                    ) from error
+            await asyncio.sleep(RENDEZVOUS_PAUSE_S)
+
+    async def _heard(self, message: FromTrainer) -> None:
+        if isinstance(message, Listening):
+            self.listening = message
+        elif isinstance(message, Ready):
+            self._log(f"all {len(self._task.shards)} ranks have met; the model has {message.parameters:,} parameters")
+            self._node.stage(self.task_id, self.attempt, "waiting", steps=self._task.spec.steps)
+            self._changed(Stage.WAITING)
+        elif isinstance(message, Step):
+            self._node.stage(
+                self.task_id,
+                self.attempt,
+                "training",
+                step=message.step + 1,
+                steps=self._task.spec.steps,
+                segment=message.segment,
+                loss=message.loss,
+                samples_per_second=message.samples_per_second,
+            )
+        elif isinstance(message, SegmentDone):
+            await self._commit(message)
+
+    async def _commit(self, done: SegmentDone) -> None:
+        """Blobs first, then the commitment: what the ledger names can be had."""
+        attributes: dict[str, str | int] = {"task_id": self.task_id, "segment": done.segment, "rank": self.rank}
+        trace = self._task.trace
+        record("shard.segment", self._segment_began_ns, time.time_ns(), parent=trace, **attributes)
+        self._changed(Stage.COMMITTING)
+        self._node.stage(self.task_id, self.attempt, "committing", steps=self._task.spec.steps, segment=done.segment)
+        energy_mj = self._meter.end_mj(done.cpu_seconds)
+        with span("segment.upload", parent=trace, **attributes):
+            transcript = await self._node.blobs.put_file(Path(done.transcript_path))
+            if self.rank == 0:
+                await self._node.blobs.put_file(Path(done.params_path))
+                await self._node.blobs.put_file(Path(done.optimizer_path))
+        message = commitment_of(self.task_id, self.attempt, self.rank, done, transcript, energy_mj)
+        with span("segment.commit", parent=trace, **attributes):
+            await self._submit(message)
+        self._log(f"segment {done.segment} took {done.duration_s:.1f} s, root {done.root[:16]}")
+        await asyncio.to_thread(self._remove_old, done.segment)
+        self._node.stage(self.task_id, self.attempt, "waiting", steps=self._task.spec.steps, segment=done.segment)
+        self._changed(Stage.WAITING)
+
+    async def _submit(self, message: tx_pb2.CommitSegment) -> None:
+        """Until the ledger has it or refuses it: a ledger that stands still for a while costs no work."""
+        while True:
+            try:
+                await self._node.ledger.submit(message, memo=self._task.trace)
+                return
+            except Unavailable as error:
+                self._log(f"segment {message.segment} waits for the ledger: {error.message}")
+            except Conflict as error:  # it is there already, or the ledger went on without this attempt
+                self._log(f"segment {message.segment} is not taken: {error.message}")
+                return
+            await asyncio.sleep(COMMIT_PAUSE_S)
+
+    def _remove_old(self, segment: int) -> None:
+        old = self._folder / "work" / f"segment-{segment - KEPT_SEGMENTS:06d}"
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _changed(self, stage: Stage) -> None:
+        self.run = ShardRun(self.attempt, stage, self.run.last_segment)
+        self._on_change(self.task_id)
+
+    def _log(self, text: str) -> None:
+        log.info("%s rank %d: %s", self.task_id, self.rank, text)
+        self._node.log_line(self.task_id, self.rank, text)
