@@ -162,7 +162,7 @@ class LedgerChain:
         ]
         return tx_pb2.PlaceTask(task_id=task_id, attempt=task.attempt + 1, shards=shards, reason="they fit")
 
-    def commitment(self, task_id: str, rank: int, **changes: Any) -> tx_pb2.CommitSegment:
+    def commitment(self, task_id: str, rank: int, /, **changes: Any) -> tx_pb2.CommitSegment:
         """What an honest rank commits for the open segment; single fields may be changed."""
         task = self.task(task_id)
         segment = self.segment(task_id, task.attempt, task.next_segment)
