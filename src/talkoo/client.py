@@ -293,7 +293,7 @@ class Task:
         """Check every proof of the task from the ledger's blocks (see `talkoo.verification`)."""
         from talkoo.verification import verify_task_via
 
-        return verify_task_via(self._client, self.id, recompute)
+        return self._client.run(verify_task_via(self._client.core, self.id, recompute))
 
 
 def _away(gateway: str, error: Unavailable) -> Unavailable:

@@ -35,7 +35,8 @@ from talkoo_runtime.ledger_client import LedgerClient
 
 READ_TIMEOUT_S = 15.0
 BLOB_TIMEOUT_S = 300.0
-INFER_TIMEOUT_S = 60.0
+INFER_TIMEOUT_S = 140.0
+"""The gateway gives up a little earlier."""
 INFER_PATIENCE_S = 30.0
 """How long a paid request is offered to a node that does not see the payment yet, or starts the model."""
 RETRY_S = 0.2

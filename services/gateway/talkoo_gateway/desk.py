@@ -24,7 +24,8 @@ from talkoo_gateway.upstreams import Upstreams, called, streamed
 MAX_STREAMS = 256
 """Readers of logs and progress at once."""
 MAX_LOG_LINES = 100_000
-INFER_TIMEOUT_S = 60.0
+INFER_TIMEOUT_S = 130.0
+"""A node may have to load the model first."""
 
 T = TypeVar("T", bound=Timed)
 

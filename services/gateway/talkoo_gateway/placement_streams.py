@@ -7,6 +7,7 @@ agents, instead of filling memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ QUEUE_LENGTH = 256
 MAX_NODES = 256
 LINGER_S = 3.0
 """After the end of a task its nodes have so long to send their last lines."""
-REOPEN_S = 0.5
+REOPEN_FIRST_S = 0.5
+REOPEN_MAX_S = 5.0
 ENDED = (state_pb2.TASK_PHASE_COMPLETED, state_pb2.TASK_PHASE_FAILED, state_pb2.TASK_PHASE_CANCELLED)
 
 
@@ -77,6 +79,7 @@ class PlacementStream(Generic[T]):
         self._placed: frozenset[str] = frozenset()
         """Nodes that are read again when their stream breaks."""
         self._attempt = -1
+        self._over = asyncio.Event()
 
     async def once(self, nodes: Sequence[state_pb2.Node]) -> AsyncIterator[T]:
         """What the nodes have now; ends when each has sent it all."""
@@ -102,6 +105,7 @@ class PlacementStream(Generic[T]):
                 if task.phase in ENDED:
                     deadline = deadline or now() + LINGER_S
                     self._placed = frozenset()
+                    self._over.set()
                     if not self._readers and self._queue.empty():
                         return
                 try:
@@ -142,23 +146,28 @@ class PlacementStream(Generic[T]):
             self._readers[node.id] = asyncio.create_task(self._read(node))
 
     async def _read(self, node: state_pb2.Node) -> None:
+        """Read a node until the task has moved away or ended; what breaks, or ends too early, is opened again."""
         said = False
+        pause_s = REOPEN_FIRST_S
         while True:
             floor_ns = self._seen_ns.get(node.id, -1)
+            last = node.id not in self._placed
             try:
                 async for item in self._open(node):
                     if item.time_ns > floor_ns:  # a stream that is opened again starts with what was seen before
                         self._seen_ns[node.id] = max(self._seen_ns.get(node.id, -1), item.time_ns)
+                        pause_s = REOPEN_FIRST_S
                         await self._queue.put(item)
-                break
             except TalkooError as error:
                 log.info("the stream of task %s from node %s broke: %s", self._task_id, node.name, error.message)
                 if isinstance(error, Unavailable) and not said:
                     said = True
                     await self._queue.put(Trouble(node, error))
-            if node.id not in self._placed:
+            if last:
                 break
-            await asyncio.sleep(REOPEN_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), pause_s)
+            pause_s = min(pause_s * 2, REOPEN_MAX_S)
         await self._queue.put(_End(node.id))
 
     async def _read_events(self, from_height: int) -> None:

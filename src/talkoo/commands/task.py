@@ -92,8 +92,9 @@ def verify(session: Session, task: str, recompute: bool, form: str) -> None:
 
 def _plain_report(report: Any) -> dict[str, Any]:
     return {
-        "ok": bool(report.ok),
-        "checks": [{"name": c.name, "ok": bool(c.ok), "detail": c.detail} for c in report.checks],
+        "ok": report.ok,
+        "summary": report.summary,
+        "checks": [{"name": c.name, "count": c.count, "ok": c.ok, "detail": c.detail} for c in report.checks],
     }
 
 
@@ -101,9 +102,9 @@ def _report_lines(report: Any) -> list[str]:
     lines = []
     for check in report.checks:
         mark = click.style("ok  ", fg="green") if check.ok else click.style("FAIL", fg="red", bold=True)
-        lines.append(f"{mark}  {check.name}{': ' + check.detail if check.detail else ''}")
-    bad = sum(not check.ok for check in report.checks)
-    lines.append(f"all {len(report.checks)} proofs hold" if not bad else f"{bad} of {len(report.checks)} proofs fail")
+        counted = f" ({check.count})" if check.count else ""
+        lines.append(f"{mark}  {check.name}{counted}{': ' + check.detail if check.detail else ''}")
+    lines.append(report.summary)
     return lines
 
 
