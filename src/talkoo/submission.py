@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import importlib.util
 import json
+import re
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from talkoo_api.ledger.v1 import state_pb2, tx_pb2
 
 from talkoo.program_check import check_program
 from talkoo.taskfile import TaskFile
-from talkoo_core.amounts import format_tlk, share_ppm
+from talkoo_core.amounts import PPM, format_tlk
 from talkoo_core.errors import FAMILIES, Exhausted, Failed, InsufficientFunds, InvalidInput, NotFound, error_of
 from talkoo_runtime.bundle import pack_folder, unpack
 
@@ -28,6 +29,8 @@ COUNT_TIMEOUT_S = 120.0
 HASH_CHUNK_BYTES = 1 << 20
 FLOPS_PER_GFLOP = 10**9
 MAX_CHILD_ERROR = 1000
+_DATA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+"""What the ledger takes as `data_name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,11 @@ async def prepare(task: TaskFile, folder: Path, flops_per_sample: int | None = N
     program = (folder / task.program_path).resolve()
     data = (folder / task.data_path).resolve()
     check_program(program, task.module)
+    if not _DATA_NAME.fullmatch(data.name):
+        raise InvalidInput(
+            f"the data file's name {data.name!r} may hold only letters, digits, '_', '.' and '-'; rename it",
+            code="bad_field",
+        )
     sha256, size = await asyncio.to_thread(hash_file, data)
     if task.data_sha256 and task.data_sha256 != sha256:
         raise InvalidInput(
@@ -156,10 +164,9 @@ def _last_error_line(err: bytes, status: int) -> str:
 
 
 def least_escrow_utlk(spec: tx_pb2.TaskSpec, params: state_pb2.Params) -> int:
-    """What the whole task costs at the owner's price with every segment opened: the ledger asks for no less."""
+    """What the whole task costs at the owner's price with every segment opened, rounded up: the ledger's own rule."""
     flops = spec.steps * spec.global_batch * spec.flops_per_sample
-    compute = -(-flops * spec.price_utlk_per_gflop // FLOPS_PER_GFLOP)
-    return compute + share_ppm(compute, params.validation_ppm)
+    return -(-flops * spec.price_utlk_per_gflop * (PPM + params.validation_ppm) // (FLOPS_PER_GFLOP * PPM))
 
 
 def check_means(prepared: Prepared, balance_utlk: int, who: str, params: state_pb2.Params) -> None:

@@ -26,7 +26,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 MAX_FILE_BYTES = 1 << 20
 MAX_STEPS = 10_000_000
 MAX_BATCH = 1 << 20
-MAX_NODES = 256
+MAX_NODES = 64
 MAX_MEMORY_BYTES = 1 << 50
 MAX_CONFIG_BYTES = 16 * 1024
 MAX_DEPTH = 32
@@ -194,10 +194,10 @@ class _Reader:
             raise self._wrong(
                 ("spec", "nodes", "max"), f"is {task.max_nodes}, less than nodes.min ({task.min_nodes}); raise it"
             )
-        if task.global_batch < task.min_nodes:
+        if task.global_batch < task.max_nodes:
             raise self._wrong(
                 ("spec", "globalBatch"),
-                f"is {task.global_batch}: fewer samples than nodes.min ({task.min_nodes}); each node needs one",
+                f"is {task.global_batch}: fewer samples than nodes.max ({task.max_nodes}); each node needs one",
             )
         if task.steps_per_segment > task.steps:
             raise self._wrong(

@@ -77,7 +77,7 @@ BAD = [
     ("budget: 50 TLK", "budget: [50]", r"spec.budget must be an amount like 1.5 TLK"),
     ("memory: 512Mi", "memory: 512MB", r"spec.nodes.memory must be a size like 512Mi or 2Gi, not '512MB'"),
     ("max: 4", "max: 2", r"spec.nodes.max is 2, less than nodes.min \(3\)"),
-    ("globalBatch: 256", "globalBatch: 2", r"spec.globalBatch is 2: fewer samples than nodes.min"),
+    ("globalBatch: 256", "globalBatch: 2", r"spec.globalBatch is 2: fewer samples than nodes.max"),
     ("stepsPerSegment: 30", "stepsPerSegment: 301", r"spec.stepsPerSegment is 301, more than the task's 300 steps"),
     ("auditRate: 0.3", "auditRate: 30", r"spec.auditRate must be a share from 0 to 1 like 0.3, not 30"),
     ("auditRate: 0.3", "auditRate: often", r"spec.auditRate must be a share"),
