@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from talkoo_api.gateway.v1 import gateway_pb2_grpc
@@ -25,17 +26,15 @@ STOP_GRACE_S = 1.0
 
 async def serve(settings: GatewaySettings, background: Background) -> Callable[[], Awaitable[None]]:
     """Start gRPC and HTTPS; returns what stops them. Starts without its ledger: `/readyz` tells when that is there."""
-    upstreams = Upstreams(settings)
-    desk = Desk(upstreams, BlobTransfers(open_blob_store(settings.blobs), Path(settings.state_dir)))
-    server = make_server()
-    gateway_pb2_grpc.add_GatewayServicer_to_server(GatewayServicer(desk), server)  # type: ignore[no-untyped-call]
-    https = HttpsServer(make_app(desk, ensure_token(Path(settings.state_dir))), settings)
-    await start_server(server, settings)
-    await https.start(background)
-
-    async def stop() -> None:
-        await https.stop()
-        await server.stop(STOP_GRACE_S)
-        await upstreams.close()
-
-    return stop
+    async with AsyncExitStack() as started:
+        upstreams = Upstreams(settings)
+        started.push_async_callback(upstreams.close)
+        desk = Desk(upstreams, BlobTransfers(open_blob_store(settings.blobs), Path(settings.state_dir)))
+        server = make_server()
+        gateway_pb2_grpc.add_GatewayServicer_to_server(GatewayServicer(desk), server)  # type: ignore[no-untyped-call]
+        started.push_async_callback(server.stop, STOP_GRACE_S)
+        await start_server(server, settings)
+        https = HttpsServer(make_app(desk, ensure_token(Path(settings.state_dir))), settings)
+        started.push_async_callback(https.stop)
+        await https.start(background)
+        return started.pop_all().aclose

@@ -1,0 +1,93 @@
+"""The gateway as its own process: says that it is ready, stops when told, refuses wrong settings in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from talkoo.client import Client
+
+
+def toml(values: dict[str, Any]) -> str:
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+
+
+@pytest.fixture
+def settings(house: Any, tmp_path: Path) -> dict[str, Any]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return dict(
+        house.settings(
+            "gateway",
+            "second",
+            http_listen=f"127.0.0.1:{port}",
+            ledger=house.ledger_address,
+            scheduler=house.scheduler_address,
+            validator=house.validator_address,
+            blobs=f"file://{tmp_path}/blobs",
+        )
+    )
+
+
+async def start(tmp_path: Path, settings: dict[str, Any]) -> asyncio.subprocess.Process:
+    path = tmp_path / "settings.toml"
+    path.write_text(toml(settings))
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "talkoo_gateway",
+        "--settings",
+        str(path),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_it_says_ready_serves_and_stops_when_told(house: Any, settings: dict[str, Any], tmp_path: Path) -> None:
+    process = await start(tmp_path, settings)
+    assert process.stdout is not None
+    line = await asyncio.wait_for(process.stdout.readline(), 30)
+    assert line.decode() == f"ready gateway second {settings['listen']}\n"
+    house.grpc_address = settings["listen"]
+    profile = house.profile()
+
+    def use() -> str:
+        with Client(profile=profile) as client:
+            assert client.transfer("bob", "0.5 TLK").code == 0
+            assert client.account("bob").balance_utlk == 5_500_000
+            blocks = client.block_events(1)
+            assert next(blocks).height == 1
+            return client.status().chain_id  # with a stream still open
+
+    assert await asyncio.to_thread(use) == "chain-test"
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
+async def test_wrong_settings_are_one_line(settings: dict[str, Any], tmp_path: Path) -> None:
+    for change, message in (
+        ({"ledgr": "x"}, "there is no setting 'ledgr'; did you mean 'ledger'?"),
+        ({"blobs": "ftp://x"}, "names no blob store"),
+        ({"http_listen": "nowhere"}, "http_listen 'nowhere' is not host:port"),
+        ({"certificate": "/nonexistent.pem"}, "/nonexistent.pem"),
+    ):
+        process = await start(tmp_path, {**settings, **change})
+        out, err = await asyncio.wait_for(process.communicate(), 30)
+        assert process.returncode not in (0, None)
+        assert out == b""
+        assert message in err.decode().splitlines()[-1]
+
+
+async def test_a_taken_port_is_one_line(house: Any, settings: dict[str, Any], tmp_path: Path) -> None:
+    process = await start(tmp_path, {**settings, "http_listen": house.http_address})
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 8
+    assert f"cannot listen on {house.http_address}" in err.decode().splitlines()[-1]
