@@ -24,6 +24,7 @@ from talkoo_consensus.driver import (
     EndHeight,
     Event,
     ProposalReceived,
+    Redeliver,
     ReportEvidence,
     ScheduleTimeout,
     SignAndSendProposal,
@@ -46,7 +47,7 @@ from talkoo_consensus.types import (
     Vote,
 )
 from talkoo_consensus.validators import Validator, ValidatorSet
-from talkoo_consensus.verify import verify_commit, verify_proposal, verify_vote
+from talkoo_consensus.verify import is_block_of, verify_commit, verify_proposal, verify_vote
 
 from talkoo_core.errors import InvalidInput
 from talkoo_core.signing import PrivateKey
@@ -280,7 +281,7 @@ class Simulation:
         if isinstance(what, VoteReceived) and not self._is_signed(node, what.vote):
             return
         if isinstance(what, ProposalReceived):
-            if not self._is_signed(node, what.proposal):
+            if not self._is_signed(node, what.proposal) or not is_block_of(what.proposal, what.block):
                 return
             now_ns = GENESIS_TIME_NS + self.now_ms * 10**6 + node.skew_ns
             what = replace(what, timely=timely(what.proposal.timestamp_ns, now_ns, what.proposal.round))
@@ -333,6 +334,8 @@ class Simulation:
             case EndHeight(height, commit):
                 if node.driver.height == height:
                     self._at(1, node, StartHeight(height + 1, node.state.validators, commit))
+            case Redeliver(message):
+                self._at(0, node, message)
             case ReportEvidence(evidence):
                 self._accused.add(evidence.first.validator_address)
 

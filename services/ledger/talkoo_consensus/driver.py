@@ -13,10 +13,13 @@ out again (signing must return the stored signature for the same height, round a
         → EndHeight(h)  after commit_ms, or once every    ┘
           validator has precommitted: send StartHeight(h+1) with the commit given there
 
-Votes and proposals for height h+1 that arrive early are held (bounded) and replayed by StartHeight(h+1); those of
-other heights are dropped: a node that is further behind fetches decided blocks (`verify.verify_commit`) and then sends
-StartHeight. `missing` names a block that the votes prove wanted and that has not arrived; `messages()` is what a peer
-that has just connected needs in order to follow the current height.
+Votes and proposals for height h+1 that arrive early are held (bounded) and given back by StartHeight(h+1) as Redeliver
+commands, so that the log of h+1 holds them too (without them a restarted driver would want to vote otherwise than it
+did); those of other heights are dropped. A node that is further behind fetches decided blocks with their commits
+(`verify.verify_commit`), executes them, and sends StartHeight for the one after, at any time.
+
+`missing` names a block that the votes prove wanted and that has not arrived; `messages()` is what a peer that has just
+connected needs in order to follow the current height. Votes carry no extension of ours: whoever signs may add one.
 
 Bounds: votes (see `votes`), MAX_PROPOSALS_PER_ROUND, MAX_HELD_VOTES_PER_VALIDATOR, MAX_HELD_PROPOSALS.
 """
@@ -34,6 +37,7 @@ from talkoo_consensus.events import (
     EndHeight,
     Event,
     ProposalReceived,
+    Redeliver,
     ReportEvidence,
     ScheduleTimeout,
     SignAndSendProposal,
@@ -91,6 +95,7 @@ __all__ = [
     "EndHeight",
     "Event",
     "ProposalReceived",
+    "Redeliver",
     "ReportEvidence",
     "ScheduleTimeout",
     "SignAndSendProposal",
@@ -208,12 +213,8 @@ class Driver:
         self._proposals, self._blocks, self._verdicts = {}, {}, {}
         self._ended, self._proposed_round = False, -1
         self._apply(StartRound(0, self._we_propose(0)))
-        held, self._held = self._held, []
-        for message in held:
-            if isinstance(message, VoteReceived):
-                self._receive_vote(message)
-            else:
-                self._receive_proposal(message)
+        self._commands += [Redeliver(message) for message in self._held]
+        self._held = []
 
     def _receive_proposal(self, event: ProposalReceived) -> None:
         proposal = event.proposal

@@ -56,8 +56,8 @@ class StartHeight:
 
 @dataclass(frozen=True, slots=True)
 class ProposalReceived:
-    """A proposal with its whole block. The sender of this event has verified the signature against the proposer of
-    (height, round) and that the block's id is the proposal's. `timely`: `chain.timely` held when it arrived."""
+    """A proposal with its whole block. Whoever feeds this event has checked `verify_proposal` against the proposer of
+    (height, round), and `is_block_of`. `timely`: `chain.timely` held when it arrived; true for our own."""
 
     proposal: Proposal
     block: Block
@@ -172,6 +172,13 @@ class ReportEvidence:
     evidence: Evidence
 
 
+@dataclass(frozen=True, slots=True)
+class Redeliver:
+    """A message that came a height too early: log it and feed it again, now that its height has started."""
+
+    message: ProposalReceived | VoteReceived
+
+
 Command: TypeAlias = (
     BuildValue
     | CheckValue
@@ -181,4 +188,5 @@ Command: TypeAlias = (
     | Decide
     | EndHeight
     | ReportEvidence
+    | Redeliver
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from talkoo_consensus.encoding import extension_sign_bytes, proposal_sign_bytes, vote_sign_bytes
+from talkoo_consensus.encoding import block_id_of, extension_sign_bytes, proposal_sign_bytes, vote_sign_bytes
 from talkoo_consensus.types import (
     ABSENT_SIG,
     MAX_EXTENSION_BYTES,
     NIL_BLOCK_ID,
+    Block,
     BlockId,
     BlockIdFlag,
     Commit,
@@ -39,6 +40,13 @@ def verify_proposal(proposal: Proposal, chain_id: str, proposer: Validator) -> b
     if not -1 <= proposal.pol_round < proposal.round or proposal.block_id.is_nil:
         return False
     return PublicKey(proposer.public_key).verify(proposal.signature, proposal_sign_bytes(chain_id, proposal))
+
+
+def is_block_of(proposal: Proposal, block: Block) -> bool:
+    """Whether this is the block the proposal names, at its height and with its time."""
+    header = block.header
+    stands = header.height == proposal.height and header.time_ns == proposal.timestamp_ns
+    return stands and block_id_of(block) == proposal.block_id
 
 
 def verify_commit(chain_id: str, validators: ValidatorSet, block_id: BlockId, height: int, commit: Commit) -> None:
