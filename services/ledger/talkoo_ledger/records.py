@@ -122,6 +122,7 @@ class Task(Struct, frozen=True):
     start_params_sha256: str = ""
     start_optimizer_sha256: str = ""
     failure_reports: tuple[FailureReport, ...] = ()
+    fruitless_attempts: int = 0
 
 
 class Commitment(Struct, frozen=True):

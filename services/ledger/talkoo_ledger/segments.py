@@ -84,6 +84,7 @@ def _advance(context: Context, task: Task, first: CommitSegment) -> None:
     task = replace(
         task,
         next_segment=task.next_segment + 1,
+        fruitless_attempts=0,
         last_progress_height=context.height,
         start_params_sha256=first.params_sha256,
         start_optimizer_sha256=first.optimizer_sha256,

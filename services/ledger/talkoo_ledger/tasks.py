@@ -18,6 +18,9 @@ from talkoo_ledger.records import FailureReport, SegmentPhase, Task, TaskPhase
 from talkoo_ledger.state import FINAL_PHASES, State, segment_key
 from talkoo_ledger.transfers import credit, debit
 
+FRUITLESS_ATTEMPTS_MAX = 3
+"""Attempts in a row that lost a node before all ranks committed one segment."""
+
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -55,7 +58,8 @@ def create_task(context: Context, sender: str, message: CreateTask) -> None:
         start_params_sha256=parent.params_sha256 if parent else "",
         trace=context.memo if _TRACEPARENT.fullmatch(context.memo) else "",
     )
-    assert state.tasks.get(task_id) is None, "two transactions with one hash prefix"
+    if state.tasks.get(task_id) is not None:
+        raise Conflict(f"{task_id} exists: two transactions begin with the same hash; send it again", code="id_taken")
     state.tasks.put(task_id, task)
     context.born_id = task_id
     _record_escrow(context, task, sender, message.escrow_utlk)
@@ -95,10 +99,26 @@ def fail_task(context: Context, sender: str, message: FailTask) -> None:
     votes = sum(report.reporter in group and report.kind == message.kind for report in reports)
     if message.kind == NODE_LOST:
         if 2 * votes >= len(group) and task.phase is TaskPhase.RUNNING:
-            free_placement(context, task, "a node of the gang was lost")
+            _lose_node(context, task)
     elif 2 * votes > len(group):
-        end_task(context, replace(task, phase=TaskPhase.FAILED, failure_kind=message.kind, failure=message.message))
-        context.emit("task_failed", task.id, kind=message.kind, message=message.message)
+        _end_failed(context, task, message.kind, message.message)
+
+
+def _lose_node(context: Context, task: Task) -> None:
+    """Free the placement. A task that loses a node again and again before its first segment has the fault in itself."""
+    fruitless = task.fruitless_attempts + 1
+    if fruitless < FRUITLESS_ATTEMPTS_MAX:
+        free_placement(context, replace(task, fruitless_attempts=fruitless), "a node of the gang was lost")
+        return
+    reports = sorted(task.failure_reports, key=lambda report: report.kind == NODE_LOST)
+    cause = reports[0]
+    times = f"{fruitless} attempts in a row lost a node before a segment was done"
+    _end_failed(context, task, cause.kind, f"{times}; one of the last reports: {cause.message}")
+
+
+def _end_failed(context: Context, task: Task, kind: str, message: str) -> None:
+    end_task(context, replace(task, phase=TaskPhase.FAILED, failure_kind=kind, failure=message))
+    context.emit("task_failed", task.id, kind=kind, message=message)
 
 
 def end_task(context: Context, task: Task) -> None:

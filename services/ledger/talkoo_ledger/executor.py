@@ -1,0 +1,152 @@
+"""Decided blocks become state: applied by the application, stored in one transaction, told to whoever follows."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from talkoo_api.ledger.v1 import service_pb2, state_pb2
+from talkoo_consensus.chain import ChainState, advance, genesis_state
+from talkoo_consensus.encoding import decode_commit, encode_block, encode_commit
+from talkoo_consensus.types import EMPTY_COMMIT, Block, BlockId, Commit, TxResult
+from talkoo_consensus.validators import Validator
+
+from talkoo_core.errors import Corrupt
+from talkoo_core.signing import address_of
+from talkoo_ledger.application import Application, FinalizeRequest, FinalizeResponse
+from talkoo_ledger.genesis import Genesis
+from talkoo_ledger.store import BlockStore, StoredBlock
+from talkoo_ledger.wire import event_proto, tx_result_proto
+from talkoo_runtime.clock import Clock
+from talkoo_runtime.telemetry import record
+
+log = logging.getLogger(__name__)
+
+
+class Executor:
+    """Owns the application, the store and the chain's state. Opening it restores all three, or begins with genesis.
+
+    Raises Corrupt when the stored state is not what the chain says, or belongs to another genesis.
+    """
+
+    def __init__(self, genesis: Genesis, folder: Path, clock: Clock) -> None:
+        self.genesis = genesis
+        self.genesis_sha256 = genesis.sha256()
+        self.application = Application()
+        self.store = BlockStore(folder / "ledger.db")
+        self.more_work = False
+        self._clock = clock
+        self._decided = asyncio.Event()
+        self._organization_of = {address_of(bytes.fromhex(o.consensus_key)): o.name for o in genesis.organizations}
+        stored = self.store.chain()
+        self.chain = self._begin() if stored is None else self._restore(stored)
+
+    @property
+    def max_block_bytes(self) -> int:
+        return self.genesis.params["max_block_bytes"]
+
+    def last_commit(self) -> Commit:
+        raw = self.store.commit(self.chain.last_height)
+        return EMPTY_COMMIT if raw is None else decode_commit(raw)
+
+    def _begin(self) -> ChainState:
+        app_hash = self.application.init_chain(self.genesis)
+        validators = [
+            Validator.of(organization.validator_key, organization.power)
+            for organization in self.application.state.organizations.all()
+            if organization.power > 0
+        ]
+        chain = genesis_state(self.genesis.chain_id, self.genesis.genesis_time_ns, validators, app_hash)
+        self.store.begin_chain(self.application.snapshot(), chain)
+        return chain
+
+    def _restore(self, chain: ChainState) -> ChainState:
+        if chain.chain_id != self.genesis.chain_id:
+            raise Corrupt(
+                f"the stored chain is {chain.chain_id!r}, the genesis file says {self.genesis.chain_id!r}; "
+                "give the node the genesis file of its chain, or a new state folder",
+                code="wrong_genesis",
+            )
+        self.application.load(self.store.entries(), chain.last_height, chain.app_hash)
+        return chain
+
+    def execute(self, round_: int, block_id: BlockId, block: Block, commit: Commit) -> list[bytes]:
+        """Apply and store one decided block; returns the hashes of its transactions.
+
+        Raises Exhausted or Corrupt when it cannot be stored: the node must stop, and starts again a block before.
+        """
+        began = self._clock.now_ns()
+        header = block.header
+        response = self.application.finalize_block(
+            FinalizeRequest(header.height, block_id.hash, header.time_ns, header.proposer_address, block.data.txs)
+        )
+        changes = self.application.commit()
+        results = [TxResult(code=result.code) for result in response.tx_results]
+        updates = [Validator.of(update.public_key, update.power) for update in response.validator_updates]
+        chain = advance(self.chain, block, block_id, results, response.app_hash, updates)
+        stored = self._stored(round_, block_id, block, commit, response)
+        self.store.save(stored, changes, chain)
+        self.chain = chain
+        self.more_work = response.more_work
+        self._tell_followers()
+        self._trace(stored.events, began)
+        return [hashlib.sha256(data).digest() for data in block.data.txs]
+
+    def _stored(
+        self, round_: int, block_id: BlockId, block: Block, commit: Commit, response: FinalizeResponse
+    ) -> StoredBlock:
+        header = block.header
+        encoded = encode_block(block)
+        events = service_pb2.BlockEvents(
+            height=header.height,
+            time_ns=header.time_ns,
+            hash=block_id.hash,
+            proposer=self._organization_of.get(header.proposer_address, ""),
+            txs=len(block.data.txs),
+            events=[event_proto(event) for event in response.all_events()],
+            size_bytes=len(encoded),
+            app_hash=response.app_hash,
+            round=round_,
+        )
+        results = tuple(
+            tx_result_proto(result, header.height, place) for place, result in enumerate(response.tx_results)
+        )
+        return StoredBlock(header.height, encoded, encode_commit(commit), results, events)
+
+    async def decided(self) -> None:
+        """Wait for the next block."""
+        await self._decided.wait()
+
+    def _tell_followers(self) -> None:
+        waiting, self._decided = self._decided, asyncio.Event()
+        waiting.set()
+
+    def _trace(self, events: service_pb2.BlockEvents, began_ns: int) -> None:
+        """A span for the block in the trace of each task it concerns, and one for each of the task's payments."""
+        now = self._clock.now_ns()
+        traces: dict[str, str] = {}
+        for event in events.events:
+            task_id = event.subject if event.subject.startswith("task-") else ""
+            if event.type == "payment":
+                task_id = self._task_of_payment(event.attributes)
+            if not task_id:
+                continue
+            if task_id not in traces:
+                traces[task_id] = self._trace_of(task_id)
+                if traces[task_id]:
+                    record("block.finalize", began_ns, now, parent=traces[task_id], task=task_id, height=events.height)
+            if event.type == "payment" and traces[task_id]:
+                attributes = {a.key: a.value for a in event.attributes}
+                record("payment", began_ns, now, parent=traces[task_id], task=task_id, **attributes)
+
+    def _task_of_payment(self, attributes: Sequence[service_pb2.Attribute]) -> str:
+        number = next(a.value for a in attributes if a.key == "number")
+        value = self.application.query("payments", f"{int(number):012d}").value
+        return "" if value is None else state_pb2.Payment.FromString(value).task_id
+
+    def _trace_of(self, task_id: str) -> str:
+        value = self.application.query("tasks", task_id).value
+        return "" if value is None else state_pb2.Task.FromString(value).trace

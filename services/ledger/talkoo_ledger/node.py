@@ -1,0 +1,494 @@
+"""A ledger node: the only loop. Log the input → step → sync the log → send.
+
+Everything that happens to consensus (a peer's message, an elapsed timeout, our own vote) is an item of the inbox; items
+are taken in batches. What the driver commands is carried out in order; what leaves the node leaves after one sync of
+the log for the whole batch, so a crash forgets nothing that anybody has seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from talkoo_api.ledger.v1 import service_pb2
+from talkoo_consensus.chain import ChainState, check_block, make_block, timely
+from talkoo_consensus.driver import Driver
+from talkoo_consensus.encoding import (
+    block_id_of,
+    decode_block,
+    decode_commit,
+    decode_proposal,
+    decode_vote,
+    encode_block,
+    encode_proposal,
+    encode_vote,
+)
+from talkoo_consensus.events import (
+    BuildValue,
+    CheckValue,
+    Command,
+    Decide,
+    EndHeight,
+    Event,
+    ProposalReceived,
+    ReportEvidence,
+    ScheduleTimeout,
+    SignAndSendProposal,
+    SignAndSendVote,
+    StartHeight,
+    TimeoutElapsed,
+    Timeouts,
+    ValueBuilt,
+    ValueChecked,
+    VoteReceived,
+)
+from talkoo_consensus.types import Block, BlockId, Commit, Proposal, Vote
+from talkoo_consensus.verify import verify_commit, verify_proposal, verify_vote
+
+from talkoo_core.errors import Corrupt, InvalidInput, TalkooError
+from talkoo_ledger.executor import Executor
+from talkoo_ledger.mempool import Mempool
+from talkoo_ledger.peers import Link, Mesh, PeerTrouble
+from talkoo_ledger.settings import LedgerSettings
+from talkoo_ledger.sign_state import DoubleSignRefused, Signer
+from talkoo_ledger.wal import WriteAheadLog
+from talkoo_runtime.clock import Clock
+
+log = logging.getLogger(__name__)
+
+BATCH = 256
+PEER_INBOX = 4_096
+"""Peer messages that may wait for the loop; a faster peer waits."""
+TICK_S = 0.25
+STALLED_TICKS = 4
+"""A peer that says the same place so many times in a row is sent everything of the height again."""
+TX_FLUSH_S = 0.01
+VERIFIED_VOTES = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class FromPeer:
+    organization: str
+    message: service_pb2.PeerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A decided block from a peer, to catch up."""
+
+    organization: str
+    block: Block
+    commit: Commit
+
+
+@dataclass(frozen=True, slots=True)
+class BuildNow:
+    height: int
+    round: int
+
+
+@dataclass(slots=True)
+class _PeerPlace:
+    height: int = 0
+    place: tuple[int, int, int] = (0, 0, 0)
+    repeats: int = 0
+
+
+Item: TypeAlias = FromPeer | Fetched | BuildNow | TimeoutElapsed
+
+
+class Node:
+    """Drives consensus for one organization. `executor` applies and stores decided blocks."""
+
+    def __init__(
+        self,
+        settings: LedgerSettings,
+        executor: Executor,
+        signer: Signer,
+        address: bytes,
+        wal: WriteAheadLog,
+        mempool: Mempool,
+        clock: Clock,
+    ) -> None:
+        self.executor = executor
+        self.mempool = mempool
+        self.mesh = Mesh(settings, self._greeting)
+        self.driver = Driver(address, Timeouts(commit_ms=settings.commit_timeout_ms))
+        self.catching_up = False
+        self._settings = settings
+        self._signer = signer
+        self._address = address
+        self._wal = wal
+        self._clock = clock
+        self._inbox: deque[Item] = deque()
+        self._bell = asyncio.Event()
+        self._room = asyncio.Semaphore(PEER_INBOX)
+        self._events: deque[Event] = deque()
+        self._outgoing: list[service_pb2.PeerMessage] = []
+        self._timers: list[asyncio.TimerHandle] = []
+        self._building: BuildValue | None = None
+        self._places: dict[str, _PeerPlace] = {name: _PeerPlace() for name in self.mesh.links}
+        self._verified: dict[Vote, None] = {}
+        self._proposals_waiting: dict[tuple[int, int], Proposal] = {}
+        self._gossip: list[bytes] = []
+        self._height_at_last_tick = 0
+        self._replaying = False
+
+    @property
+    def chain(self) -> ChainState:
+        return self.executor.chain
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Forever. Ends only with an error that must stop the node: a full disk, damage, a diverged state."""
+        self._recover()
+        self._flush()
+        while True:
+            await self._bell.wait()
+            self._bell.clear()
+            while self._inbox:
+                for _ in range(min(BATCH, len(self._inbox))):
+                    self._take(self._inbox.popleft())
+                self._flush()
+                await asyncio.sleep(0)  # let gRPC read and write between batches
+
+    def _recover(self) -> None:
+        """Start the height after the last stored block, and feed what its log holds."""
+        height = self.chain.height
+        logged = list(self._wal.replay(height))
+        self._wal.begin(height)
+        self._replaying = True
+        self._feed(StartHeight(height, self.chain.validators, self.executor.last_commit()))
+        for event in logged:
+            if self.chain.height == height:
+                self._feed(event)
+        self._replaying = False
+        log.info("at height %d, %d logged inputs replayed", height, len(logged))
+
+    def _take(self, item: Item) -> None:
+        match item:
+            case FromPeer(organization, message):
+                self._room.release()
+                self._from_peer(organization, message)
+            case Fetched():
+                self._apply_fetched(item)
+            case BuildNow(height, round_):
+                if self._building is not None and (self._building.height, self._building.round) == (height, round_):
+                    self._build()
+            case TimeoutElapsed():
+                if item.height == self.driver.height:
+                    self._feed(item)
+
+    def _feed(self, event: Event) -> None:
+        """Log an input, step, carry out; events that follow from it come after, in order."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return
+        while self._events:
+            current = self._events[0]
+            if not self._replaying and isinstance(current, ProposalReceived | VoteReceived | TimeoutElapsed):
+                self._wal.append(current)
+            for command in self.driver.step(current):
+                self._carry_out(command)
+            self._events.popleft()
+
+    def _flush(self) -> None:
+        """Make the log durable, then send."""
+        self._wal.sync()
+        messages, self._outgoing = self._outgoing, []
+        for message in messages:
+            self.mesh.send_all(message)
+
+    def _put(self, item: Item) -> None:
+        self._inbox.append(item)
+        self._bell.set()
+
+    # -- commands of the driver --------------------------------------------------------------------------------------
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case BuildValue():
+                self._building = command
+                self._build_when_worth_it()
+            case CheckValue(height, round_, block_id, block):
+                self._feed(ValueChecked(height, round_, block_id, self._is_valid(block)))
+            case SignAndSendProposal():
+                self._sign_proposal(command)
+            case SignAndSendVote(vote):
+                self._sign_vote(vote)
+            case ScheduleTimeout(height, round_, step, duration_ms):
+                self._later(duration_ms / 1000, TimeoutElapsed(height, round_, step))
+            case Decide(_, round_, block_id, block, commit):
+                self._execute(round_, block_id, block, commit)
+            case EndHeight(height, commit):
+                self._start_height(commit)
+            case ReportEvidence(evidence):
+                log.warning(
+                    "validator %s voted twice at height %d, round %d",
+                    evidence.first.validator_address.hex(),
+                    evidence.first.height,
+                    evidence.first.round,
+                )
+
+    def _later(self, delay_s: float, item: Item) -> None:
+        self._timers.append(asyncio.get_running_loop().call_later(delay_s, self._put, item))
+
+    def _build_when_worth_it(self) -> None:
+        """At once when there is work; otherwise when the interval of empty blocks has passed."""
+        building = self._building
+        if building is None:
+            return
+        wait_s = (self.chain.last_time_ns - self._clock.now_ns()) / 1e9 + self._settings.empty_block_interval_ms / 1000
+        work = len(self.mempool) > 0 or self.executor.more_work or building.round > 0 or self.chain.last_height == 0
+        if work or wait_s <= 0:
+            self._build()
+        else:
+            self._later(
+                min(wait_s, self._settings.empty_block_interval_ms / 1000), BuildNow(building.height, building.round)
+            )
+
+    def _build(self) -> None:
+        building, self._building = self._building, None
+        if building is None or building.height != self.chain.height:
+            return
+        txs = self.executor.application.prepare_proposal(self.mempool.transactions(), self.executor.max_block_bytes)
+        block = make_block(self.chain, txs, building.last_commit, self._clock.now_ns(), self._address)
+        self._feed(ValueBuilt(building.height, building.round, block, block_id_of(block)))
+
+    def _is_valid(self, block: Block) -> bool:
+        try:
+            check_block(self.chain, block)
+        except InvalidInput as error:
+            log.warning("refused the proposed block %d: %s", block.header.height, error)
+            return False
+        return self.executor.application.process_proposal(block.data.txs)
+
+    def _sign_proposal(self, command: SignAndSendProposal) -> None:
+        try:
+            signed = self._signer.sign_proposal(command.proposal)
+        except DoubleSignRefused as error:
+            log.info("%s", error)
+            return
+        self._outgoing.append(service_pb2.PeerMessage(proposal=encode_proposal(signed)))
+        self._outgoing.append(_block_message(signed.height, signed.round, command.block))
+        self._feed(ProposalReceived(signed, command.block))
+
+    def _sign_vote(self, vote: Vote) -> None:
+        try:
+            signed = self._signer.sign_vote(vote, max(self._clock.now_ns(), self.chain.last_time_ns + 1))
+        except DoubleSignRefused as error:
+            log.info("%s", error)
+            return
+        self._outgoing.append(service_pb2.PeerMessage(vote=encode_vote(signed)))
+        self._feed(VoteReceived(signed))
+
+    def _execute(self, round_: int, block_id: BlockId, block: Block, commit: Commit) -> None:
+        final = self.executor.execute(round_, block_id, block, commit)
+        self.mempool.after_block(final)
+
+    def _start_height(self, commit: Commit) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        self._building = None
+        self._verified.clear()
+        self._wal.begin(self.chain.height)
+        self._replaying = False
+        self._feed(StartHeight(self.chain.height, self.chain.validators, commit))
+        self._outgoing.append(self._round_step())
+
+    # -- peers -------------------------------------------------------------------------------------------------------
+
+    async def receive(self, organization: str, message: service_pb2.PeerMessage) -> None:
+        """Called by the stream of a peer; waits while the loop is behind."""
+        await self._room.acquire()
+        self._put(FromPeer(organization, message))
+
+    def _from_peer(self, organization: str, message: service_pb2.PeerMessage) -> None:
+        kind = message.WhichOneof("message")
+        try:
+            if kind == "vote":
+                self._peer_vote(decode_vote(message.vote))
+            elif kind == "block":
+                self._peer_block(message.block)
+            elif kind == "proposal":
+                self._peer_proposal(message.proposal)
+            elif kind == "txs":
+                self._peer_transactions(list(message.txs.txs))
+            elif kind == "step":
+                self._peer_step(organization, message.step)
+        except TalkooError as error:
+            if isinstance(error, Corrupt):
+                raise
+            log.warning("dropped a %s of %s: %s", kind, organization, error)
+
+    def _peer_vote(self, vote: Vote) -> None:
+        """Votes of the height under way and the next are checked and fed; others are of no use here."""
+        if vote.height not in (self.driver.height, self.driver.height + 1) or vote in self._verified:
+            return
+        validators = self.chain.validators if vote.height == self.chain.height else self.chain.next_validators
+        if vote.height == self.driver.height and self.chain.last_height == vote.height:
+            validators = self.chain.last_validators  # a late precommit for the block just executed
+        found = validators.find(vote.validator_address)
+        if found is None or found[0] != vote.validator_index:
+            raise PeerTrouble(f"a vote of {vote.validator_address.hex()}, which is no validator of {vote.height}")
+        if not verify_vote(vote, self.chain.chain_id, found[1]):
+            raise PeerTrouble("a vote with a wrong signature")
+        if len(self._verified) >= VERIFIED_VOTES:
+            self._verified.clear()
+        self._verified[vote] = None
+        self._feed(VoteReceived(vote))
+
+    def _peer_proposal(self, raw: bytes) -> None:
+        """Remembered until its block arrives right behind it on the same stream."""
+        proposal = decode_proposal(raw)
+        self._proposals_waiting[(proposal.height, proposal.round)] = proposal
+        while len(self._proposals_waiting) > 16:
+            self._proposals_waiting.pop(next(iter(self._proposals_waiting)))
+
+    def _peer_block(self, data: service_pb2.BlockData) -> None:
+        proposal = self._proposals_waiting.pop((data.height, data.round), None)
+        if proposal is None or proposal.height != self.driver.height or self.chain.last_height >= proposal.height:
+            return
+        proposer = self.chain.validators.proposer_of_round(proposal.round)
+        if not verify_proposal(proposal, self.chain.chain_id, proposer):
+            raise PeerTrouble(f"a proposal for round {proposal.round} that its proposer did not sign")
+        block = decode_block(data.block)
+        if block_id_of(block) != proposal.block_id or block.header.time_ns != proposal.timestamp_ns:
+            raise PeerTrouble("a block that is not its proposal's")
+        on_time = timely(proposal.timestamp_ns, self._clock.now_ns(), proposal.round)
+        self._feed(ProposalReceived(proposal, block, on_time))
+
+    def _peer_transactions(self, txs: list[bytes]) -> None:
+        for data in txs:
+            try:
+                self.mempool.add(data, _hash(data))
+            except TalkooError as error:
+                log.debug("a peer's transaction was refused: %s", error)
+        self.work_arrived()
+
+    def _peer_step(self, organization: str, step: service_pb2.RoundStep) -> None:
+        """A peer that stands still at our height lacks something: it gets everything of the height again."""
+        known = self._places.setdefault(organization, _PeerPlace())
+        place = (step.height, step.round, step.step)
+        known.height = step.height
+        known.repeats = known.repeats + 1 if place == known.place else 0
+        known.place = place
+        if known.repeats >= STALLED_TICKS and step.height == self.driver.height:
+            known.repeats = 0
+            link = self.mesh.links.get(organization)
+            if link is not None:
+                for message in self._height_messages():
+                    link.send(message)
+
+    def _greeting(self) -> Iterator[service_pb2.PeerMessage]:
+        yield service_pb2.PeerMessage(
+            hello=service_pb2.Hello(
+                chain_id=self.chain.chain_id,
+                genesis_sha256=self.executor.genesis_sha256,
+                organization=self._settings.organization,
+                height=self.chain.last_height,
+            )
+        )
+        yield from self._height_messages()
+        yield self._round_step()
+        waiting = self.mempool.transactions()
+        if waiting:
+            yield service_pb2.PeerMessage(txs=service_pb2.TxBatch(txs=waiting))
+
+    def _height_messages(self) -> Iterator[service_pb2.PeerMessage]:
+        for event in self.driver.messages():
+            if isinstance(event, VoteReceived):
+                yield service_pb2.PeerMessage(vote=encode_vote(event.vote))
+            else:
+                yield service_pb2.PeerMessage(proposal=encode_proposal(event.proposal))
+                yield _block_message(event.proposal.height, event.proposal.round, event.block)
+
+    def _round_step(self) -> service_pb2.PeerMessage:
+        step = service_pb2.RoundStep(
+            height=self.driver.height, round=self.driver.round, step=int(self.driver.step_of_round)
+        )
+        return service_pb2.PeerMessage(step=step)
+
+    async def tick(self) -> None:
+        """Tell the peers where we stand, and catch up with one that is ahead while we stand still. Forever."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.mesh.send_all(self._round_step())
+            ahead = {name: place.height for name, place in self._places.items() if place.height > self.driver.height}
+            stood_still = self._height_at_last_tick == self.driver.height
+            self._height_at_last_tick = self.driver.height
+            if ahead and stood_still and not self.catching_up:
+                best = max(ahead, key=lambda name: ahead[name])
+                await self._catch_up(self.mesh.links[best])
+
+    async def _catch_up(self, link: Link) -> None:
+        """Fetch decided blocks from a peer; each is verified before it is applied."""
+        self.catching_up = True
+        first = self.chain.height
+        try:
+            async for raw in link.blocks_from(first):
+                await self._room.acquire()
+                self._put(Fetched(link.organization, decode_block(raw.block), decode_commit(raw.commit)))
+        except TalkooError as error:
+            log.info("catching up with %s stopped: %s", link.organization, error)
+        finally:
+            self.catching_up = False
+
+    def _apply_fetched(self, fetched: Fetched) -> None:
+        self._room.release()
+        block, commit = fetched.block, fetched.commit
+        if block.header.height != self.chain.height:
+            return
+        block_id = block_id_of(block)
+        try:
+            verify_commit(self.chain.chain_id, self.chain.validators, block_id, block.header.height, commit)
+        except InvalidInput as error:
+            log.warning("%s sent a block that is not decided: %s", fetched.organization, error)
+            return
+        try:
+            check_block(self.chain, block)
+        except InvalidInput as error:
+            raise Corrupt(
+                f"block {block.header.height} is final for the others and not for us: {error}. This node's state has "
+                "diverged and it stops; remove its state folder to sync anew, and report this",
+                code="diverged",
+            ) from None
+        self._execute(commit.round, block_id, block, commit)
+        self._start_height(commit)
+
+    # -- transactions ------------------------------------------------------------------------------------------------
+
+    def broadcast(self, data: bytes) -> bytes:
+        """Take a client's transaction and spread it. Raises its typed error. Returns its hash."""
+        tx_hash = _hash(data)
+        if self.mempool.add(data, tx_hash):
+            if not self._gossip:
+                asyncio.get_running_loop().call_later(TX_FLUSH_S, self._send_gossip)
+            self._gossip.append(data)
+            self.work_arrived()
+        return tx_hash
+
+    def _send_gossip(self) -> None:
+        txs, self._gossip = self._gossip, []
+        self.mesh.send_all(service_pb2.PeerMessage(txs=service_pb2.TxBatch(txs=txs)))
+
+    def work_arrived(self) -> None:
+        """A proposer that waits for transactions need not wait longer."""
+        if self._building is not None and len(self.mempool) > 0:
+            self._put(BuildNow(self._building.height, self._building.round))
+
+
+def _hash(data: bytes) -> bytes:
+    import hashlib
+
+    return hashlib.sha256(data).digest()
+
+
+def _block_message(height: int, round_: int, block: Block) -> service_pb2.PeerMessage:
+    return service_pb2.PeerMessage(block=service_pb2.BlockData(height=height, round=round_, block=encode_block(block)))

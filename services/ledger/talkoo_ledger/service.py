@@ -1,0 +1,232 @@
+"""The ledger node's gRPC services, and how its parts are put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, state_pb2
+
+from talkoo_core.errors import Conflict, InvalidInput, NotFound, Unavailable
+from talkoo_ledger.executor import Executor
+from talkoo_ledger.genesis import check_genesis, parse_genesis
+from talkoo_ledger.mempool import Mempool
+from talkoo_ledger.node import Node
+from talkoo_ledger.settings import LedgerSettings
+from talkoo_ledger.sign_state import Signer
+from talkoo_ledger.wal import WriteAheadLog
+from talkoo_ledger.wire import state_proof_proto
+from talkoo_runtime.clock import SystemClock
+from talkoo_runtime.grpc_server import make_server, start_server
+from talkoo_runtime.identity import identity_of, require
+from talkoo_runtime.keys import load_key
+from talkoo_runtime.supervision import Background
+
+log = logging.getLogger(__name__)
+
+MAX_WAIT_MS = 60_000
+BLOCKS_AT_ONCE = 10_000
+OWN_ROLES = {"scheduler", "validator", "gateway", "agent", "supervisor"}
+STOP_GRACE_S = 1.0
+
+
+class LedgerServicer(service_pb2_grpc.LedgerServicer):
+    """For the services of the own organization."""
+
+    def __init__(self, node: Node, settings: LedgerSettings) -> None:
+        self._node = node
+        self._executor = node.executor
+        self._settings = settings
+
+    def _admit(self, context: Any) -> None:
+        require(identity_of(context), roles=OWN_ROLES, organization=self._settings.organization)
+
+    async def Broadcast(self, request: Any, context: Any) -> service_pb2.BroadcastResponse:
+        self._admit(context)
+        return service_pb2.BroadcastResponse(hash=self._node.broadcast(request.tx))
+
+    async def WaitTx(self, request: Any, context: Any) -> service_pb2.TxResult:
+        self._admit(context)
+        now = asyncio.get_running_loop().time
+        deadline = now() + min(request.timeout_ms, MAX_WAIT_MS) / 1000
+        while True:
+            result = self._executor.store.tx_result(request.hash)
+            if result is not None:
+                return result
+            left = deadline - now()
+            try:
+                await asyncio.wait_for(self._executor.decided(), max(left, 0.0))
+            except TimeoutError:
+                where = "waits for a block" if request.hash in self._node.mempool else "is not known here"
+                raise Unavailable(f"the transaction {where}", code="not_final_yet") from None
+
+    async def GetStatus(self, request: Any, context: Any) -> service_pb2.Status:
+        self._admit(context)
+        chain, node = self._executor.chain, self._node
+        return service_pb2.Status(
+            chain_id=chain.chain_id,
+            organization=self._settings.organization,
+            height=chain.last_height,
+            block_hash=chain.last_block_id.hash,
+            app_hash=chain.app_hash,
+            time_ns=chain.last_time_ns,
+            catching_up=node.catching_up,
+            peers=node.mesh.connected(),
+            mempool_txs=len(node.mempool),
+            round=node.driver.round,
+        )
+
+    async def Get(self, request: Any, context: Any) -> service_pb2.GetResponse:
+        self._admit(context)
+        found = self._executor.application.query(request.module, request.key, prove=request.prove)
+        if found.value is None and not request.prove:
+            raise NotFound(f"there is no {request.key!r} among the ledger's {request.module}")
+        response = service_pb2.GetResponse(value=found.value or b"", height=found.height)
+        if request.prove:
+            response.proof.CopyFrom(state_proof_proto(request.key, found))
+        return response
+
+    async def List(self, request: Any, context: Any) -> service_pb2.ListResponse:
+        self._admit(context)
+        entries, more = self._executor.application.list(
+            request.module, request.prefix, request.after, request.limit, request.reverse
+        )
+        return service_pb2.ListResponse(
+            entries=[service_pb2.Entry(key=key, value=value) for key, value in entries],
+            height=self._executor.chain.last_height,
+            more=more,
+        )
+
+    async def GetSupply(self, request: Any, context: Any) -> state_pb2.Supply:
+        self._admit(context)
+        value = self._executor.application.query("supply", "supply").value
+        assert value is not None
+        return state_pb2.Supply.FromString(value)
+
+    async def GetParams(self, request: Any, context: Any) -> state_pb2.Params:
+        self._admit(context)
+        value = self._executor.application.query("params", "params").value
+        assert value is not None
+        return state_pb2.Params.FromString(value)
+
+    async def GetGenesis(self, request: Any, context: Any) -> service_pb2.Genesis:
+        self._admit(context)
+        return service_pb2.Genesis(json=self._executor.genesis.canonical_json().decode())
+
+    async def Blocks(self, request: Any, context: Any) -> AsyncIterator[service_pb2.RawBlock]:
+        self._admit(context)
+        async for raw in _blocks(self._executor, request, results=True):
+            yield raw
+
+    async def Follow(self, request: Any, context: Any) -> AsyncIterator[service_pb2.BlockEvents]:
+        """Reads from the store at the reader's own pace, so a slow reader costs nothing and misses nothing."""
+        self._admit(context)
+        height = request.from_height or self._executor.chain.last_height + 1
+        while True:
+            while height <= self._executor.chain.last_height:
+                events = self._executor.store.events(height)
+                if events is None:
+                    raise NotFound(f"block {height} is not on this node", code="no_block")
+                yield events
+                height += 1
+            await self._executor.decided()
+
+
+class ConsensusServicer(service_pb2_grpc.ConsensusServicer):
+    """For the ledger nodes of the other member organizations."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._members = {o.name for o in node.executor.genesis.organizations}
+
+    def _admit(self, context: Any) -> str:
+        identity = identity_of(context)
+        require(identity, roles={"ledger"})
+        if identity.organization not in self._members:
+            require(identity, roles={"ledger"}, organization=" or ".join(sorted(self._members)))
+        return identity.organization
+
+    async def Exchange(
+        self, request_iterator: AsyncIterator[service_pb2.PeerMessage], context: Any
+    ) -> AsyncIterator[service_pb2.PeerMessage]:
+        """One answer, our hello, says that the stream stands; then only the peer speaks here."""
+        organization = self._admit(context)
+        first = await anext(aiter(request_iterator), None)
+        self._check_hello(organization, first)
+        yield service_pb2.PeerMessage(hello=service_pb2.Hello(chain_id=self._node.chain.chain_id))
+        async for message in request_iterator:
+            await self._node.receive(organization, message)
+
+    def _check_hello(self, organization: str, message: service_pb2.PeerMessage | None) -> None:
+        if message is None or message.WhichOneof("message") != "hello":
+            raise InvalidInput("a stream between ledger nodes begins with a hello", code="no_hello")
+        hello = message.hello
+        if hello.organization != organization:
+            raise InvalidInput(f"{organization} says it is {hello.organization!r}", code="wrong_hello")
+        if (hello.chain_id, hello.genesis_sha256) != (self._node.chain.chain_id, self._node.executor.genesis_sha256):
+            log.warning("refused %s: it has another genesis (chain %r)", organization, hello.chain_id)
+            raise Conflict(
+                f"your genesis (chain {hello.chain_id!r}) is not ours (chain {self._node.chain.chain_id!r}); "
+                "use the federation's genesis file",
+                code="wrong_genesis",
+            )
+
+    async def BlocksFrom(self, request: Any, context: Any) -> AsyncIterator[service_pb2.RawBlock]:
+        self._admit(context)
+        async for raw in _blocks(self._node.executor, request, results=False):
+            yield raw
+
+
+async def _blocks(executor: Executor, request: Any, *, results: bool) -> AsyncIterator[service_pb2.RawBlock]:
+    first = max(request.from_height, 1)
+    last = min(request.to_height or executor.chain.last_height, executor.chain.last_height, first + BLOCKS_AT_ONCE - 1)
+    for height in range(first, last + 1):
+        stored = executor.store.block(height)
+        yield service_pb2.RawBlock(
+            height=height,
+            block=stored.block,
+            commit=stored.commit,
+            results=stored.results if results else (),
+        )
+
+
+async def serve(settings: LedgerSettings, background: Background) -> Callable[[], Awaitable[None]]:
+    """Open everything, serve, and run the node."""
+    folder, clock = Path(settings.state_dir), SystemClock()
+    genesis = parse_genesis(_read(Path(settings.genesis)))
+    check_genesis(genesis)
+    key = load_key(Path(settings.consensus_key))
+    executor = Executor(genesis, folder, clock)
+    node = Node(
+        settings,
+        executor,
+        Signer(key, genesis.chain_id, folder / "sign-state"),
+        key.public.address,
+        WriteAheadLog(folder / "wal"),
+        Mempool(executor.application.check_tx),
+        clock,
+    )
+    server = make_server()
+    service_pb2_grpc.add_LedgerServicer_to_server(LedgerServicer(node, settings), server)  # type: ignore[no-untyped-call]
+    service_pb2_grpc.add_ConsensusServicer_to_server(ConsensusServicer(node), server)  # type: ignore[no-untyped-call]
+    await start_server(server, settings)
+    background.start("consensus", node.run())
+    background.start("round steps", node.tick())
+    for link in node.mesh.links.values():
+        background.start(f"link to {link.organization}", link.run())
+
+    async def stop() -> None:
+        await server.stop(STOP_GRACE_S)
+        executor.store.close()
+
+    return stop
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"there is no genesis file {path}; ask the federation for it") from None

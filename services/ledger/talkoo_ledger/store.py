@@ -1,0 +1,170 @@
+"""Blocks, results and state on disk: one SQLite file, one durable transaction for each block."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from talkoo_api.ledger.v1 import service_pb2
+from talkoo_consensus.chain import ChainState
+
+from talkoo_core.errors import Corrupt, Exhausted, Internal, NotFound
+from talkoo_ledger.application import Change
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS blocks (height INTEGER PRIMARY KEY, block BLOB NOT NULL, commit_bytes BLOB NOT NULL,
+    results BLOB NOT NULL, events BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS entries (module TEXT, key TEXT, value BLOB NOT NULL, PRIMARY KEY (module, key))
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS txs (hash BLOB PRIMARY KEY, height INTEGER NOT NULL, place INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlock:
+    """A decided block as it is written and read: CometBFT bytes, and what executing it gave."""
+
+    height: int
+    block: bytes
+    commit: bytes
+    results: tuple[service_pb2.TxResult, ...]
+    events: service_pb2.BlockEvents
+
+
+class _Results(msgspec.Struct, array_like=True, frozen=True):
+    items: list[bytes]
+
+
+class BlockStore:
+    """Raises Exhausted when the disk is full, Corrupt when the file is damaged; the node stops on either."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _errors(path):
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.executescript(_SCHEMA)
+        self._path = path
+
+    def close(self) -> None:
+        self._database.close()
+
+    def save(self, stored: StoredBlock, changes: Iterable[Change], chain: ChainState) -> None:
+        """One durable transaction: block, results, index, state, chain."""
+        with _errors(self._path):
+            cursor = self._database.cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                self._write(cursor, stored, changes, chain)
+            except BaseException:
+                cursor.execute("ROLLBACK")
+                raise
+            cursor.execute("COMMIT")
+
+    def _write(self, cursor: sqlite3.Cursor, stored: StoredBlock, changes: Iterable[Change], chain: ChainState) -> None:
+        results = msgspec.msgpack.encode(_Results([r.SerializeToString() for r in stored.results]))
+        cursor.execute(
+            "INSERT INTO blocks VALUES (?, ?, ?, ?, ?)",
+            (stored.height, stored.block, stored.commit, results, stored.events.SerializeToString()),
+        )
+        # A hash may stand in two blocks: the second time it fails as a replay. The first is the one that counts.
+        cursor.executemany(
+            "INSERT OR IGNORE INTO txs VALUES (?, ?, ?)",
+            [(result.hash, stored.height, place) for place, result in enumerate(stored.results)],
+        )
+        self._put_entries(cursor, changes)
+        cursor.execute("INSERT OR REPLACE INTO meta VALUES ('chain', ?)", (msgspec.msgpack.encode(chain),))
+
+    def _put_entries(self, cursor: sqlite3.Cursor, changes: Iterable[Change]) -> None:
+        puts, removals = [], []
+        for module, key, value in changes:
+            if value is None:
+                removals.append((module, key))
+            else:
+                puts.append((module, key, value))
+        cursor.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", puts)
+        cursor.executemany("DELETE FROM entries WHERE module = ? AND key = ?", removals)
+
+    def begin_chain(self, entries: Iterable[Change], chain: ChainState) -> None:
+        """Write the state of genesis."""
+        with _errors(self._path):
+            cursor = self._database.cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            self._put_entries(cursor, entries)
+            cursor.execute("INSERT INTO meta VALUES ('chain', ?)", (msgspec.msgpack.encode(chain),))
+            cursor.execute("COMMIT")
+
+    def chain(self) -> ChainState | None:
+        """The state of the chain after the last block, None before genesis was written."""
+        row = self._one("SELECT value FROM meta WHERE name = 'chain'")
+        if row is None:
+            return None
+        try:
+            return msgspec.msgpack.decode(row[0], type=ChainState)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise Corrupt(f"{self._path} is damaged ({error}); restore it from a backup or sync anew") from None
+
+    def entries(self) -> Iterator[tuple[str, str, bytes]]:
+        with _errors(self._path):
+            yield from self._database.execute("SELECT module, key, value FROM entries")
+
+    def block(self, height: int) -> StoredBlock:
+        """Raises NotFound for a height that is not decided here yet."""
+        row = self._one("SELECT block, commit_bytes, results, events FROM blocks WHERE height = ?", height)
+        if row is None:
+            raise NotFound(f"block {height} is not on this node", code="no_block")
+        results = msgspec.msgpack.decode(row[2], type=_Results).items
+        return StoredBlock(
+            height,
+            row[0],
+            row[1],
+            tuple(service_pb2.TxResult.FromString(item) for item in results),
+            service_pb2.BlockEvents.FromString(row[3]),
+        )
+
+    def events(self, height: int) -> service_pb2.BlockEvents | None:
+        row = self._one("SELECT events FROM blocks WHERE height = ?", height)
+        return None if row is None else service_pb2.BlockEvents.FromString(row[0])
+
+    def commit(self, height: int) -> bytes | None:
+        row = self._one("SELECT commit_bytes FROM blocks WHERE height = ?", height)
+        return None if row is None else bytes(row[0])
+
+    def tx_result(self, tx_hash: bytes) -> service_pb2.TxResult | None:
+        """The result of a final transaction, None while it is not known."""
+        row = self._one("SELECT height, place FROM txs WHERE hash = ?", tx_hash)
+        return None if row is None else self.block(row[0]).results[row[1]]
+
+    def _one(self, query: str, *arguments: object) -> tuple[Any, ...] | None:
+        with _errors(self._path):
+            row = self._database.execute(query, arguments).fetchone()
+            assert row is None or isinstance(row, tuple)
+            return row
+
+
+class _errors:  # noqa: N801  # a context manager that reads as a word
+    """SQLite's errors as ours: the node stops on them, and its last line says what to do."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if not isinstance(error, sqlite3.Error):
+            return
+        if "full" in str(error):
+            raise Exhausted(
+                f"the disk with {self._path} is full; free some space and start the node again, nothing was lost",
+                code="disk_full",
+            ) from error
+        if isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error):
+            raise Corrupt(f"{self._path} is damaged ({error}); restore it from a backup or sync anew") from error
+        raise Internal(f"{self._path}: {error}") from error

@@ -1,0 +1,154 @@
+"""The write-ahead log of the height under way: every consensus input, in order, on disk before its effects leave.
+
+One file for each height. A record is length, CRC-32 and payload; a record that is cut off at the end of the file was
+being written when the machine stopped and is dropped, anything wrong before that is damage and refused.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from talkoo_consensus.encoding import (
+    block_id_of,
+    decode_block,
+    decode_proposal,
+    decode_vote,
+    encode_block,
+    encode_proposal,
+    encode_vote,
+)
+from talkoo_consensus.events import ProposalReceived, Step, TimeoutElapsed, VoteReceived
+
+from talkoo_core.errors import Corrupt, TalkooError
+from talkoo_runtime.disk import full_disk_is_exhausted, sync_folder
+
+Logged: TypeAlias = ProposalReceived | VoteReceived | TimeoutElapsed
+
+MAX_RECORD_BYTES = 8 * 1024 * 1024
+_HEAD = struct.Struct(">II")
+_TIMEOUT = struct.Struct(">QIB")
+_PROPOSAL_HEAD = struct.Struct(">?I")
+_VOTE, _PROPOSAL, _TIMED = b"V", b"P", b"T"
+
+
+class WriteAheadLog:
+    """The log of one height at a time. `append` buffers; `sync` makes everything appended durable with one fsync."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: int | None = None
+        self._buffer = bytearray()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, height: int) -> None:
+        """Start the log of a height; those of earlier heights are removed, their blocks are stored."""
+        self.close()
+        with full_disk_is_exhausted(self._folder):
+            self._file = os.open(self.path(height), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            for old in self._folder.glob("*.wal"):
+                if int(old.stem) < height:
+                    old.unlink()
+            sync_folder(self._folder)
+
+    def append(self, event: Logged) -> None:
+        payload = _encode(event)
+        self._buffer += _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+
+    def sync(self) -> None:
+        """Write what was appended and fsync. Raises Exhausted when the disk is full, OSError on I/O errors."""
+        if not self._buffer:
+            return
+        assert self._file is not None, "begin comes before sync"
+        with full_disk_is_exhausted(self._folder):
+            view = memoryview(bytes(self._buffer))
+            while view:
+                view = view[os.write(self._file, view) :]
+            os.fdatasync(self._file)
+        self._buffer.clear()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self.sync()
+            os.close(self._file)
+            self._file = None
+
+    def path(self, height: int) -> Path:
+        return self._folder / f"{height:016d}.wal"
+
+    def replay(self, height: int) -> Iterator[Logged]:
+        """The logged inputs of a height; none where there is no log. Raises Corrupt with file and offset.
+
+        A torn last record is cut off, so that what is appended later is readable.
+        """
+        path = self.path(height)
+        if not path.exists():
+            return
+        data = path.read_bytes()
+        offset = 0
+        while offset < len(data):
+            payload = _record(data, offset, path)
+            if payload is None:
+                with path.open("r+b") as file:
+                    file.truncate(offset)
+                    os.fsync(file.fileno())
+                return
+            yield _decoded(payload, offset, path)
+            offset += _HEAD.size + len(payload)
+
+
+def _record(data: bytes, offset: int, path: Path) -> bytes | None:
+    """The payload at an offset, or None for a torn tail."""
+    if len(data) - offset < _HEAD.size:
+        return None
+    length, checksum = _HEAD.unpack_from(data, offset)
+    payload = data[offset + _HEAD.size : offset + _HEAD.size + length]
+    if length <= MAX_RECORD_BYTES and len(payload) == length and zlib.crc32(payload) == checksum:
+        return payload
+    if offset + _HEAD.size + length >= len(data):
+        return None
+    raise _damaged(path, offset, "the checksum does not fit")
+
+
+def _encode(event: Logged) -> bytes:
+    match event:
+        case VoteReceived(vote):
+            return _VOTE + encode_vote(vote)
+        case ProposalReceived(proposal, block, timely):
+            encoded = encode_proposal(proposal)
+            return _PROPOSAL + _PROPOSAL_HEAD.pack(timely, len(encoded)) + encoded + encode_block(block)
+        case TimeoutElapsed(height, round_, step):
+            return _TIMED + _TIMEOUT.pack(height, round_, step)
+
+
+def _decoded(payload: bytes, offset: int, path: Path) -> Logged:
+    kind, body = payload[:1], payload[1:]
+    try:
+        if kind == _VOTE:
+            return VoteReceived(decode_vote(body))
+        if kind == _PROPOSAL:
+            timely, length = _PROPOSAL_HEAD.unpack_from(body)
+            rest = body[_PROPOSAL_HEAD.size :]
+            block = decode_block(rest[length:])
+            proposal = decode_proposal(rest[:length])
+            if block_id_of(block) != proposal.block_id:
+                raise _damaged(path, offset, "a block is not its proposal's")
+            return ProposalReceived(proposal, block, timely)
+        if kind == _TIMED:
+            height, round_, step = _TIMEOUT.unpack(body)
+            return TimeoutElapsed(height, round_, Step(step))
+    except (TalkooError, struct.error, ValueError) as error:
+        raise _damaged(path, offset, str(error)) from None
+    raise _damaged(path, offset, f"no record begins with {kind!r}")
+
+
+def _damaged(path: Path, offset: int, why: str) -> Corrupt:
+    return Corrupt(
+        f"the write-ahead log {path} is damaged at byte {offset} ({why}); the node does not start, because it could "
+        "sign twice: restore the file from a backup, or remove it once this validator's key has been rotated",
+        code="wal_damaged",
+    )
