@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from talkoo_api.ledger.v1 import tx_pb2
 from talkoo_ledger.nodes import endorsement_bytes
-from talkoo_ledger.records import SegmentPhase, TaskPhase
+from talkoo_ledger.records import SegmentPhase, Task, TaskPhase
 from talkoo_ledger.transition import RULES
 
 from talkoo_core.amounts import UTLK_PER_TLK
 from talkoo_core.errors import TalkooError
+from talkoo_core.ids import born_id
 from talkoo_sim.ledger_chain import (
     CHAIN_ID,
     NODE_STAKE_UTLK,
@@ -227,6 +228,25 @@ def test_lost_node_is_reported_by_half_of_the_gang(running: tuple[LedgerChain, s
     assert chain.task(task_id).phase is TaskPhase.PENDING
     chain.place(task_id, "north-1", "south-1")
     assert chain.task(task_id).attempt == 2
+
+
+def test_task_that_loses_nodes_before_its_first_segment_fails_in_the_end(running: tuple[LedgerChain, str]) -> None:
+    chain, task_id = running
+    for attempt in (1, 2, 3):
+        if attempt > 1:
+            chain.place(task_id, *GANG)
+        raised = tx_pb2.FailTask(task_id=task_id, attempt=attempt, kind="model_raised", message="KeyError: 'x'")
+        chain.send("east-1", raised)
+        chain.send("north-1", tx_pb2.FailTask(task_id=task_id, attempt=attempt, kind="node_lost", message="rank 1"))
+    task = chain.task(task_id)
+    assert (task.phase, task.failure_kind, task.escrow_utlk) == (TaskPhase.FAILED, "model_raised", 0)
+    assert "KeyError" in task.failure
+
+
+def test_id_that_is_taken_is_refused(chain: LedgerChain) -> None:
+    data = chain.signed("alice", tx_pb2.CreateTask(spec=task_spec(), escrow_utlk=50 * TLK))
+    chain.state.tasks.put(born_id("task", hashlib.sha256(data).digest()), Task(phase=TaskPhase.FAILED))
+    assert chain.block(data).tx_results[0].error_code == "id_taken"
 
 
 def _fields(chain: LedgerChain, task_id: str, rank: int, **changes: object) -> dict[str, Any]:

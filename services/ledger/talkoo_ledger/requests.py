@@ -33,9 +33,7 @@ def request_model(context: Context, sender: str, message: RequestModel) -> None:
     debit(state, sender, message.price_utlk, "the request")
     request_id = born_id("req", context.tx_hash)
     if state.requests.get(request_id) is not None:
-        raise Conflict(
-            f"{request_id} exists: two transactions begin with the same hash; send it again", code="id_taken"
-        )
+        raise Conflict(f"{request_id} exists: two transactions with similar hashes; send it again", code="id_taken")
     request = ModelRequest(
         id=request_id,
         version=model.version,

@@ -297,6 +297,7 @@ class Task(_message.Message):
     START_PARAMS_SHA256_FIELD_NUMBER: _builtins.int
     START_OPTIMIZER_SHA256_FIELD_NUMBER: _builtins.int
     FAILURE_REPORTS_FIELD_NUMBER: _builtins.int
+    FRUITLESS_ATTEMPTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     owner: _builtins.str
     phase: Global___TaskPhase.ValueType
@@ -325,6 +326,8 @@ class Task(_message.Message):
     start_params_sha256: _builtins.str
     """blob before `next_segment`, empty before segment 0 of a new model"""
     start_optimizer_sha256: _builtins.str
+    fruitless_attempts: _builtins.int
+    """in a row that lost a node before one segment was committed"""
     @_builtins.property
     def spec(self) -> _tx_pb2.TaskSpec: ...
     @_builtins.property
@@ -366,10 +369,11 @@ class Task(_message.Message):
         start_params_sha256: _builtins.str = ...,
         start_optimizer_sha256: _builtins.str = ...,
         failure_reports: _abc.Iterable[Global___FailureReport] | None = ...,
+        fruitless_attempts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_segments", b"accepted_segments", "attempt", b"attempt", "banned_nodes", b"banned_nodes", "beacon", b"beacon", "created_height", b"created_height", "discarded_segments", b"discarded_segments", "escrow_utlk", b"escrow_utlk", "failure", b"failure", "failure_kind", b"failure_kind", "failure_reports", b"failure_reports", "finished_height", b"finished_height", "id", b"id", "last_progress_height", b"last_progress_height", "model_version", b"model_version", "next_segment", b"next_segment", "owner", b"owner", "phase", b"phase", "placement_reason", b"placement_reason", "shards", b"shards", "spec", b"spec", "spent_utlk", b"spent_utlk", "start_optimizer_sha256", b"start_optimizer_sha256", "start_params_sha256", b"start_params_sha256", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_segments", b"accepted_segments", "attempt", b"attempt", "banned_nodes", b"banned_nodes", "beacon", b"beacon", "created_height", b"created_height", "discarded_segments", b"discarded_segments", "escrow_utlk", b"escrow_utlk", "failure", b"failure", "failure_kind", b"failure_kind", "failure_reports", b"failure_reports", "finished_height", b"finished_height", "fruitless_attempts", b"fruitless_attempts", "id", b"id", "last_progress_height", b"last_progress_height", "model_version", b"model_version", "next_segment", b"next_segment", "owner", b"owner", "phase", b"phase", "placement_reason", b"placement_reason", "shards", b"shards", "spec", b"spec", "spent_utlk", b"spent_utlk", "start_optimizer_sha256", b"start_optimizer_sha256", "start_params_sha256", b"start_params_sha256", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
