@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 from talkoo_api.ledger.v1 import tx_pb2
-from talkoo_ledger.application import replay
+from talkoo_ledger.application import Application, replay
 from talkoo_ledger.records import Payment, SegmentPhase, TaskPhase
 from talkoo_ledger.transfers import TREASURY
 
@@ -125,6 +125,45 @@ def test_forger_is_slashed_and_its_work_done_again(chain: LedgerChain) -> None:
     assert chain.task(task_id).phase is TaskPhase.COMPLETED
     assert paid(chain, "compute", "east-1") == 1 * TLK
     assert chain.task(task_id).accepted_segments == 3
+
+
+def test_two_forgers_pay_together_for_what_the_honest_rank_lost(chain: LedgerChain) -> None:
+    gang = ("north-1", "east-1", "south-1")
+    task_id = chain.create(global_batch=300, flops_per_sample=1_000_000, min_nodes=3)
+    chain.place(task_id, *gang)
+    train_segment(chain, task_id, gang, forgers=(0, 2))
+    slashes = {name: chain.state.nodes[address(name)].slashed_utlk for name in gang}
+    assert slashes == {"north-1": 10 * TLK, "east-1": 0, "south-1": 10 * TLK}
+    assert paid(chain, "restitution", "east-1") == 1 * TLK
+    assert paid(chain, "finder") + paid(chain, "restitution") + paid(chain, "slash") == 20 * TLK
+    assert chain.task(task_id).banned_nodes == tuple(sorted(address(name) for name in ("north-1", "south-1")))
+
+
+def test_small_slash_pays_the_forged_segments_victims_first() -> None:
+    chain = LedgerChain(make_genesis(emission_per_epoch_utlk=0, slash_ppm=200_000, finder_ppm=0))
+    chain.register(*GANG)
+    task_id = chain.create(audit_rate_ppm=1_000_000, flops_per_sample=6_000_000, escrow_utlk=100 * TLK)
+    chain.place(task_id, *GANG)
+    chain.commit_all(task_id, GANG)
+    chain.block()
+    chain.commit_all(task_id, GANG)
+    chain.judge(verdict_of(chain.segment(task_id, 1, 0), forgers=(1,)))
+    # The slash is 4 TLK; the honest rank lost 3 TLK in each of two segments.
+    assert [(p.segment, p.amount_utlk) for p in payments(chain, "restitution")] == [(0, 3 * TLK), (1, 1 * TLK)]
+    assert not payments(chain, "slash")
+
+
+def test_only_the_newest_payments_stay_in_the_state(chain: LedgerChain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("talkoo_ledger.context.PAYMENTS_KEPT", 5)
+    chain.skip(1)
+    newest = chain.state.chain.payments
+    for _ in range(10):
+        chain.send("alice", tx_pb2.Transfer(to=address("bob"), amount_utlk=1))
+    assert chain.state.chain.payments == newest + 10
+    entries = list(chain.application.snapshot())
+    info = chain.application.info()
+    assert f"{newest + 5:012d}" not in [key for module, key, _ in entries if module == "payments"]
+    Application().load(entries, info.height, info.app_hash)
 
 
 def test_jailed_node_returns_after_its_time_with_new_stake_but_not_to_that_task(chain: LedgerChain) -> None:

@@ -38,7 +38,7 @@ def naive(contents: dict[str, bytes]) -> bytes:
 
 
 @given(BATCHES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_batches_lead_to_the_root_of_a_rebuild(batches: list[dict[str, bytes | None]]) -> None:
     node: tree.Tree = None
     contents: dict[str, bytes] = {}
@@ -64,7 +64,7 @@ def test_root_does_not_depend_on_the_order_of_insertion(contents: dict[str, byte
 
 
 @given(CONTENTS, KEYS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_presence_and_absence_are_proved_and_nothing_else(contents: dict[str, bytes], key: str) -> None:
     node = tree.update(None, contents)
     root, value, proof = tree.root_of(node), contents.get(key), tree.prove(node, key)

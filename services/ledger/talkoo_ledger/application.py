@@ -22,7 +22,7 @@ from talkoo_ledger.context import Block, Context, Event
 from talkoo_ledger.epochs import ValidatorUpdate
 from talkoo_ledger.genesis import Genesis, genesis_state
 from talkoo_ledger.messages import Transaction
-from talkoo_ledger.records import Account, Supply
+from talkoo_ledger.records import Account
 from talkoo_ledger.state import State
 from talkoo_ledger.transfers import account_of
 from talkoo_ledger.transition import (
@@ -400,10 +400,6 @@ def replay(genesis: Genesis, blocks: Iterable[FinalizeRequest]) -> Application:
         application.finalize_block(block)
         application.commit()
     return application
-
-
-def supply_of(application: Application) -> Supply:
-    return application.state.supply
 
 
 def _after(tx: Transaction, account: Account) -> Account:
