@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from talkoo.answers import Answer
     from talkoo.submission import Prepared
     from talkoo.taskfile import TaskFile
+    from talkoo.verification.report import Report
 
 T = TypeVar("T")
 UNREACHABLE = "unreachable"
@@ -289,11 +290,11 @@ class Task:
         self._client.run(self._client.core.cancel(self.id))
         return self.refresh()
 
-    def verify(self, *, recompute: bool = False) -> Any:
+    def verify(self, *, recompute: bool = False) -> Report:
         """Check every proof of the task from the ledger's blocks (see `talkoo.verification`)."""
         from talkoo.verification import verify_task_via
 
-        return self._client.run(verify_task_via(self._client.core, self.id, recompute))
+        return verify_task_via(self._client, self.id, recompute)
 
 
 def _away(gateway: str, error: Unavailable) -> Unavailable:

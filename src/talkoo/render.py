@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -98,16 +98,6 @@ ACCOUNTS: list[Column[state_pb2.Account]] = [
     Column("balance", lambda a: format_tlk(a.balance_utlk), right=True),
     Column("transactions", lambda a: str(a.nonce), right=True),
 ]
-PAYMENTS: list[Column[state_pb2.Payment]] = [
-    Column("#", lambda p: str(p.number), right=True),
-    Column("block", lambda p: str(p.height), right=True),
-    Column("kind", lambda p: p.kind),
-    Column("from", lambda p: _short(p.source)),
-    Column("to", lambda p: _short(p.destination)),
-    Column("amount", lambda p: format_tlk(p.amount_utlk), right=True),
-    Column("proof", lambda p: _short(p.proof, 34)),
-    Column("note", lambda p: p.note),
-]
 BLOCKS: list[Column[service_pb2.BlockEvents]] = [
     Column("height", lambda b: str(b.height), right=True),
     Column("time", lambda b: time_text(b.time_ns)),
@@ -118,6 +108,25 @@ BLOCKS: list[Column[service_pb2.BlockEvents]] = [
     Column("hash", lambda b: b.hash.hex()[:16]),
     Column("events", lambda b: ", ".join(dict.fromkeys(e.type for e in b.events)) or "-"),
 ]
+
+
+def payment_columns(names: Mapping[str, str]) -> list[Column[state_pb2.Payment]]:
+    """`names` are labels of accounts and names of nodes, by address."""
+
+    def party(text: str) -> str:
+        pool, colon, address = text.partition(":")
+        return f"{pool}:{names.get(address, address)}" if colon else names.get(text, text)
+
+    return [
+        Column("#", lambda p: str(p.number), right=True),
+        Column("block", lambda p: str(p.height), right=True),
+        Column("kind", lambda p: p.kind),
+        Column("from", lambda p: _short(party(p.source), 32)),
+        Column("to", lambda p: _short(party(p.destination), 32)),
+        Column("amount", lambda p: format_tlk(p.amount_utlk), right=True),
+        Column("proof", lambda p: _short(p.proof, 40)),
+        Column("note", lambda p: p.note),
+    ]
 
 
 def _short(text: str, length: int = 24) -> str:

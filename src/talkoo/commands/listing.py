@@ -144,7 +144,8 @@ def accounts(session: Session, name: str | None, me: bool, form: str) -> None:
     if name or me:
         render.show_one(client.account("" if me else name or ""), form)
     else:
-        render.show_many(client.accounts(), render.ACCOUNTS, form, "the ledger has no accounts")
+        by_label = sorted(client.accounts(), key=lambda account: (not account.label, account.label, account.address))
+        render.show_many(by_label, render.ACCOUNTS, form, "the ledger has no accounts")
 
 
 @click.command(cls=Command)
@@ -164,8 +165,13 @@ def payments(session: Session, name: str | None, form: str) -> None:
     """
     from talkoo import render
 
-    nothing = "nothing has been paid yet"
-    render.show_many(session.client().payments(name or ""), render.PAYMENTS, form, nothing)
+    client = session.client()
+    found = client.payments(name or "")
+    names: dict[str, str] = {}
+    if found and form == "table":
+        names = {account.address: account.label for account in client.accounts() if account.label}
+        names |= {node.id: node.name for node in client.nodes()}
+    render.show_many(found, render.payment_columns(names), form, "nothing has been paid yet")
 
 
 @click.command(cls=Command)

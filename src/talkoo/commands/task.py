@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from talkoo.commands.group import Command, Session
 from talkoo.commands.listing import completer, format_option
+
+if TYPE_CHECKING:
+    from talkoo.verification.report import Report
 
 NOT_PROVEN = 9
 """Exit status of `verify` when a proof does not hold: that of `Corrupt`."""
@@ -90,21 +93,20 @@ def verify(session: Session, task: str, recompute: bool, form: str) -> None:
         click.get_current_context().exit(NOT_PROVEN)
 
 
-def _plain_report(report: Any) -> dict[str, Any]:
+def _plain_report(report: Report) -> dict[str, Any]:
     return {
         "ok": report.ok,
-        "summary": report.summary,
+        "verdict": report.verdict,
         "checks": [{"name": c.name, "count": c.count, "ok": c.ok, "detail": c.detail} for c in report.checks],
     }
 
 
-def _report_lines(report: Any) -> list[str]:
+def _report_lines(report: Report) -> list[str]:
     lines = []
     for check in report.checks:
         mark = click.style("ok  ", fg="green") if check.ok else click.style("FAIL", fg="red", bold=True)
-        counted = f" ({check.count})" if check.count else ""
-        lines.append(f"{mark}  {check.name}{counted}{': ' + check.detail if check.detail else ''}")
-    lines.append(report.summary)
+        lines.append(f"{mark}  {check.name}: {check.detail}")
+    lines.append(report.verdict)
     return lines
 
 
