@@ -295,7 +295,7 @@ class StateProof(_message.Message):
     module_root: _builtins.bytes
     """ICS-23: a compressed sparse Merkle proof of (key, value) in the module's tree, then the module's root in the tree of modules."""
     bitmap: _builtins.bytes
-    """bit i: go right at level i"""
+    """turns from the root down, most significant bit first, 1 goes right: the first bits of SHA-256(key)"""
     module_index: _builtins.int
     module_total: _builtins.int
     other_key_hash: _builtins.bytes
