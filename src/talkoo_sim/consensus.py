@@ -133,6 +133,7 @@ class _Node:
     store: list[_DecidedBlock] = field(default_factory=list)
     incarnation: int = 0
     up: bool = True
+    stopped: bool = False
 
     @property
     def address(self) -> bytes:
@@ -176,21 +177,40 @@ class Simulation:
         return self.now_ms >= self.scenario.calm_at_ms
 
     def run(self) -> Outcome:
+        self.start()
+        while any(node.state.last_height < self.scenario.heights for node in self.correct):
+            self._next()
+            if self.now_ms > self.scenario.deadline_ms or self._events > MAX_EVENTS:
+                heights = [other.state.last_height for other in self.correct]
+                raise self._broken(f"no progress: heights {heights} after {self.now_ms} ms and {self._events} events")
+        return self._outcome()
+
+    def start(self) -> None:
         for node in self.nodes:
             self._feed(node, StartHeight(1, node.state.validators))
             self._at(self._dice.randint(1, GOSSIP_MS), node, None, any_incarnation=True)
-        while any(node.state.last_height < self.scenario.heights for node in self.correct):
-            self._events += 1
-            time_ms, _, node, incarnation, what = heapq.heappop(self._queue)
-            self.now_ms = time_ms
-            if time_ms > self.scenario.deadline_ms or self._events > MAX_EVENTS:
-                heights = [other.state.last_height for other in self.correct]
-                raise self._broken(f"no progress: heights {heights} after {time_ms} ms and {self._events} events")
-            if what is None:
-                self._tick(node)
-            elif node.up and incarnation in (-1, node.incarnation):
-                self._arrive(node, what)
-        return self._outcome()
+
+    def run_until(self, time_ms: int) -> list[int]:
+        """Let simulated time pass; the height of every validator then. For tests that stop and resume validators."""
+        while self._queue and self._queue[0][0] <= time_ms:
+            self._next()
+        return [node.state.last_height for node in self.nodes]
+
+    def stop(self, index: int) -> None:
+        """A crash that lasts until `resume`."""
+        self.nodes[index].stopped = True
+        self._crash(self.nodes[index])
+
+    def resume(self, index: int) -> None:
+        self.nodes[index].stopped = False
+
+    def _next(self) -> None:
+        self._events += 1
+        self.now_ms, _, node, incarnation, what = heapq.heappop(self._queue)
+        if what is None:
+            self._tick(node)
+        elif node.up and incarnation in (-1, node.incarnation):
+            self._arrive(node, what)
 
     def _outcome(self) -> Outcome:
         named = {node.address for node in self.correct}
@@ -230,6 +250,8 @@ class Simulation:
     def _tick(self, node: _Node) -> None:
         """Restart after a crash; otherwise tell peers what they lack, as the ledger's gossip does."""
         self._at(GOSSIP_MS, node, None, any_incarnation=True)
+        if node.stopped:
+            return
         if not node.up:
             self._restart(node)
             return
@@ -278,6 +300,8 @@ class Simulation:
         if isinstance(what, _DecidedBlock):
             self._catch_up(node, what)
             return
+        if isinstance(what, StartHeight) and what.height <= node.driver.height:
+            return  # a decided block that was fetched came first
         if isinstance(what, VoteReceived) and not self._is_signed(node, what.vote):
             return
         if isinstance(what, ProposalReceived):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from talkoo_consensus.chain import ChainState, advance, check_block, genesis_state, make_block, timely
@@ -85,7 +86,7 @@ def test_blocks_follow_each_other_with_results_and_validators_of_the_ones_before
         ("time_ns", TIME_NS),
     ],
 )
-def test_a_header_field_that_the_state_does_not_demand_is_refused(field: str, value: object) -> None:
+def test_a_header_field_that_the_state_does_not_demand_is_refused(field: str, value: Any) -> None:
     state = _genesis()
     block = _first(state)
     with pytest.raises(InvalidInput) as refused:

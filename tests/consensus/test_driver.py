@@ -16,6 +16,7 @@ from talkoo_consensus.driver import (
     Decide,
     Driver,
     EndHeight,
+    Event,
     ProposalReceived,
     Redeliver,
     ReportEvidence,
@@ -275,6 +276,14 @@ def test_a_follower_decides_and_votes_nothing(table: Table) -> None:
     assert _only(table.precommits(table.others, value), Decide).block_id == value
 
 
+def test_a_start_of_a_height_that_is_not_later_is_ignored(table: Table) -> None:
+    """The shell may fetch a decided block while the hold for late precommits still runs."""
+    table.driver.step(StartHeight(4, table.validators))
+    for height in (4, 3, 1):
+        assert table.driver.step(StartHeight(height, table.validators)) == ()
+    assert table.driver.height == 4
+
+
 def test_votes_of_strangers_and_of_other_heights_change_nothing(table: Table) -> None:
     table.start()
     for height in (3, 9):
@@ -285,7 +294,7 @@ def test_votes_of_strangers_and_of_other_heights_change_nothing(table: Table) ->
 def test_the_same_events_give_the_same_commands_after_a_restart(table: Table) -> None:
     block = table.block()
     value = block_id_of(block)
-    events = [
+    events: list[Event] = [
         StartHeight(1, table.validators),
         table.proposal(block),
         *(VoteReceived(table.vote(index, PREVOTE, value)) for index in table.others),

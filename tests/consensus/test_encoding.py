@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from talkoo_consensus import encoding
 from talkoo_consensus.types import (
+    MAX_BLOCK_BYTES,
     Block,
     BlockId,
     BlockIdFlag,
@@ -220,5 +221,5 @@ def test_a_number_written_longer_than_needed_is_refused() -> None:
 
 def test_an_oversized_block_is_refused_before_it_is_read() -> None:
     with pytest.raises(Corrupt) as refused:
-        encoding.decode_block(bytes(encoding.MAX_BLOCK_BYTES + 1))
+        encoding.decode_block(bytes(MAX_BLOCK_BYTES + 1))
     assert refused.value.code == "block_too_large"

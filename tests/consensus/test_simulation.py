@@ -14,7 +14,7 @@ from talkoo_consensus.types import BlockId
 
 from talkoo_sim import consensus
 from talkoo_sim.__main__ import main
-from talkoo_sim.consensus import InvariantBroken, run_seed
+from talkoo_sim.consensus import InvariantBroken, Scenario, Simulation, run_seed
 
 SEEDS = 200
 BATCH = 25
@@ -36,6 +36,42 @@ def test_seven_validators_bear_two_that_break_the_rules(seed: int) -> None:
 def test_a_seed_replays_to_the_last_event() -> None:
     for seed in (3, 17, 42):
         assert run_seed(seed) == run_seed(seed)
+
+
+def _quiet(validators: int = 4) -> Simulation:
+    """No faults but those the test causes."""
+    return Simulation(Scenario(5, validators, 0, 0, False, 0.0, 0.0, (100, 300), 0, 0))
+
+
+def test_one_of_four_stopped_blocks_go_on_and_it_catches_up() -> None:
+    simulation = _quiet()
+    simulation.start()
+    simulation.run_until(2_000)
+    simulation.stop(1)
+    before = simulation.run_until(2_000)
+    after = simulation.run_until(40_000)
+    assert min(height for index, height in enumerate(after) if index != 1) > max(before) + 5
+    assert after[1] == before[1]
+    simulation.resume(1)
+    caught_up = simulation.run_until(60_000)
+    assert caught_up[1] > max(after)
+    assert max(caught_up) - min(caught_up) <= 1
+
+
+def test_two_of_four_stopped_nothing_is_decided_and_nothing_is_lost() -> None:
+    simulation = _quiet()
+    simulation.start()
+    simulation.run_until(2_000)
+    for index in (0, 2):
+        simulation.stop(index)
+    before = simulation.run_until(4_000)
+    assert simulation.run_until(60_000) == before
+    decided = dict(simulation.decisions)
+    for index in (0, 2):
+        simulation.resume(index)
+    after = simulation.run_until(90_000)
+    assert min(after) > max(before) + 5
+    assert {height: simulation.decisions[height] for height in decided} == decided
 
 
 def _first_broken(seeds: int) -> InvariantBroken | None:

@@ -16,7 +16,8 @@ out again (signing must return the stored signature for the same height, round a
 Votes and proposals for height h+1 that arrive early are held (bounded) and given back by StartHeight(h+1) as Redeliver
 commands, so that the log of h+1 holds them too (without them a restarted driver would want to vote otherwise than it
 did); those of other heights are dropped. A node that is further behind fetches decided blocks with their commits
-(`verify.verify_commit`), executes them, and sends StartHeight for the one after, at any time.
+(`verify.verify_commit`), executes them, and sends StartHeight for the one after, at any time; a StartHeight that is not
+later than the current height is ignored.
 
 `missing` names a block that the votes prove wanted and that has not arrived; `messages()` is what a peer that has just
 connected needs in order to follow the current height. Votes carry no extension of ours: whoever signs may add one.
@@ -187,7 +188,7 @@ class Driver:
         """Take one event; the commands are to be carried out in order."""
         self._commands = []
         match event:
-            case StartHeight():
+            case StartHeight(height) if height > self.height:
                 self._start_height(event)
             case ProposalReceived():
                 self._receive_proposal(event)
@@ -206,7 +207,6 @@ class Driver:
     # Events
 
     def _start_height(self, event: StartHeight) -> None:
-        assert event.height > self.height
         self._state = RoundState(event.height)
         self._votes = VoteKeeper(event.height, event.validators)
         self._last_commit = event.last_commit
