@@ -1,4 +1,4 @@
-"""A segment trained in one process, then audited: honest, forged in each field, disputed; dropout and batch norm too."""
+"""A segment trained in one process, then audited: honest, forged in each field, disputed; with dropout and batch norm."""
 
 from __future__ import annotations
 

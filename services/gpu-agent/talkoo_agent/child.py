@@ -30,21 +30,25 @@ KEPT_ENVIRONMENT = (
 
 
 class LineChild(Generic[T]):
-    """`module` is run with this Python; what it writes to stderr goes to `on_log`, line by line."""
+    """`module` is run with this Python; its stderr goes to `on_log` (which may be changed), line by line."""
 
     def __init__(
         self,
         module: str,
         decoder: msgspec.json.Decoder[T],
         on_log: Callable[[str], None],
-        arguments: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
     ) -> None:
         self._module = module
         self._decoder = decoder
-        self._on_log = on_log
-        self._arguments = arguments
+        self.on_log = on_log
+        self._environment = environment or {}
         self._process: asyncio.subprocess.Process | None = None
         self._log_reader: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
         environment = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
@@ -58,11 +62,10 @@ class LineChild(Generic[T]):
             sys.executable,
             "-m",
             self._module,
-            *self._arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=environment | threads,
+            env=environment | threads | self._environment,
             limit=LINE_MAX_BYTES,
         )
         self._log_reader = asyncio.create_task(self._read_log(), name=f"log of {self._module}")
@@ -118,8 +121,8 @@ class LineChild(Generic[T]):
             try:
                 line = await self._process.stderr.readline()
             except ValueError:  # a line over the limit: asyncio has dropped it
-                self._on_log("(a line too long to keep)")
+                self.on_log("(a line too long to keep)")
                 continue
             if not line:
                 return
-            self._on_log(line.decode("utf-8", "replace").rstrip())
+            self.on_log(line.decode("utf-8", "replace").rstrip())

@@ -20,15 +20,13 @@ async def fetch_code(blobs: BlobStore, sha256: str, folder: Path) -> None:
         bundle = await blobs.get(sha256)
         await asyncio.to_thread(_unpack_anew, bundle, folder)
     except NotFound as error:
-        raise NotFound(
-            f"the program's blob {sha256[:16]} is not stored; submit again", code="missing_module"
-        ) from error
+        raise NotFound("the program's blob is not stored; submit again", code="missing_module") from error
     except Corrupt as error:
         raise Corrupt(f"the program cannot be unpacked: {error.message}", code="missing_module") from error
 
 
 async def fetch_for_task(blobs: BlobStore, task: state_pb2.Task, folder: Path) -> None:
-    """`code/`, `data/<name>` and the checkpoints to start from. Raises typed errors whose code is the failure's kind."""
+    """`code/`, `data/<name>` and the checkpoints to start from. Raises errors whose code is the failure's kind."""
     await fetch_code(blobs, task.spec.code.sha256, folder / "code")
     data = folder / "data" / data_file_name(task.spec)
     data.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +34,7 @@ async def fetch_for_task(blobs: BlobStore, task: state_pb2.Task, folder: Path) -
         await blobs.get_to_file(task.spec.data.sha256, data)
     except NotFound as error:
         raise NotFound(
-            f"the data {data.name} (SHA-256 {task.spec.data.sha256[:16]}…) is not in the blob store; submit again",
+            f"the data {data.name} (SHA-256 {task.spec.data.sha256[:16]}…) is not in the store; submit again",
             code="data_missing",
         ) from error
     except Corrupt as error:

@@ -12,6 +12,7 @@ from talkoo_api.agent.v1 import agent_pb2
 from talkoo_agent.devices import Device
 from talkoo_agent.journal import Journals
 from talkoo_agent.settings import AgentSettings
+from talkoo_agent.spare import Spare
 from talkoo_core.signing import PrivateKey
 from talkoo_runtime.blobs import BlobStore
 from talkoo_runtime.ledger_client import LedgerClient
@@ -29,6 +30,7 @@ class Node:
     scheduler: Any
     """A SchedulerStub."""
     blobs: BlobStore
+    spare: Spare
     logs: Journals[agent_pb2.LogLine] = field(default_factory=Journals)
     progress: Journals[agent_pb2.ProgressUpdate] = field(default_factory=Journals)
 

@@ -15,11 +15,13 @@ from talkoo_api.ledger.v1 import service_pb2_grpc
 from talkoo_api.scheduler.v1 import scheduler_pb2_grpc
 
 from talkoo_agent.devices import find_device
+from talkoo_agent.interfaces import interface_environment
 from talkoo_agent.node import Node
 from talkoo_agent.offering import offer_forever, withdraw
 from talkoo_agent.servicer import AgentServicer
 from talkoo_agent.serving import Serving
 from talkoo_agent.settings import HONEST, AgentSettings, check_settings
+from talkoo_agent.spare import Spare
 from talkoo_agent.work import Work
 from talkoo_runtime.blobs import open_blob_store
 from talkoo_runtime.grpc_client import raise_from_rpc, service_channel
@@ -76,6 +78,7 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
         ledger=LedgerClient(service_pb2_grpc.LedgerStub(ledger_channel), key),  # type: ignore[no-untyped-call]
         scheduler=scheduler_pb2_grpc.SchedulerStub(scheduler_channel),  # type: ignore[no-untyped-call]
         blobs=open_blob_store(settings.blobs),
+        spare=Spare(interface_environment(settings.listen.rpartition(":")[0]), settings.warm_trainer),
     )
     if settings.forge_from_segment != HONEST:
         log.warning("this node forges its steps from segment %d on: a demonstration", settings.forge_from_segment)
@@ -87,9 +90,11 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
     work.start(background)
     background.start_restarting("offer", lambda: offer_forever(node, work, serving))
 
+    background.start("spare trainer", node.spare.keep())
+
     async def stop() -> None:
         await withdraw(node)
-        await asyncio.gather(work.stop(), serving.stop())
+        await asyncio.gather(work.stop(), serving.stop(), node.spare.stop())
         await server.stop(STOP_GRACE_S)
         await asyncio.gather(peers.close(), ledger_channel.close(), scheduler_channel.close())
 

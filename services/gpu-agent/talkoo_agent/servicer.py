@@ -21,7 +21,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     def __init__(self, node: Node, work: Work, serving: Serving) -> None:
         self._node, self._work, self._serving = node, work, serving
 
-    async def Rendezvous(  # noqa: N802  # named by the proto
+    async def Rendezvous(  # named by the proto
         self, request: agent_pb2.RendezvousRequest, context: Any
     ) -> agent_pb2.RendezvousResponse:
         require(identity_of(context), roles={"agent"})
@@ -33,9 +33,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             )
         return agent_pb2.RendezvousResponse(host=shard.listening.host, port=shard.listening.port)
 
-    async def Logs(  # noqa: N802
-        self, request: agent_pb2.LogsRequest, context: Any
-    ) -> AsyncIterator[agent_pb2.LogLine]:
+    async def Logs(self, request: agent_pb2.LogsRequest, context: Any) -> AsyncIterator[agent_pb2.LogLine]:
         require(identity_of(context), roles=READERS)
         journal = self._node.logs.known(request.task_id)
         if journal is None:
@@ -43,7 +41,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         async for line in journal.read(follow=request.follow, tail=request.tail_lines):
             yield line
 
-    async def Progress(  # noqa: N802
+    async def Progress(
         self, request: agent_pb2.ProgressRequest, context: Any
     ) -> AsyncIterator[agent_pb2.ProgressUpdate]:
         require(identity_of(context), roles=READERS)
@@ -53,16 +51,14 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         async for update in journal.read(follow=True):
             yield update
 
-    async def Infer(  # noqa: N802
-        self, request: agent_pb2.InferRequest, context: Any
-    ) -> agent_pb2.InferResponse:
+    async def Infer(self, request: agent_pb2.InferRequest, context: Any) -> agent_pb2.InferResponse:
         require(identity_of(context), roles={"gateway", "user"})
         return await self._serving.infer(request)
 
-    async def Describe(  # noqa: N802
+    async def Describe(
         self,
-        request: agent_pb2.DescribeRequest,
-        context: Any,  # an empty message
+        request: agent_pb2.DescribeRequest,  # an empty message
+        context: Any,
     ) -> agent_pb2.Description:
         require(identity_of(context), roles=READERS | {"agent", "ledger", "validator"})
         settings, device = self._node.settings, self._node.device

@@ -33,6 +33,8 @@ class AgentSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_f
     """Declared draw of one busy core (CPU) in milliwatts; 0: from NVML, else a documented default."""
     slots: int = 1
     """Shards at once."""
+    warm_trainer: bool = True
+    """Keep one trainer waiting with torch loaded (about 250 MB), so that a task begins seconds earlier."""
     endorsement: str = ""
     """Hex: the organization owner's signature that the node belongs to it; empty when genesis lists the node."""
     forge_from_segment: int = HONEST

@@ -25,10 +25,9 @@ from talkoo_agent.trainer_messages import (
     RunSegment,
     SegmentDone,
     Step,
-    from_trainer,
 )
 from talkoo_agent.wire import commitment_of, start_of
-from talkoo_core.errors import Conflict, NotFound, TalkooError, Unavailable
+from talkoo_core.errors import Conflict, InvalidInput, NotFound, TalkooError, Unavailable
 from talkoo_runtime.telemetry import record, span
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class Shard:
         self.listening: Listening | None = None
         self._node, self._task, self._ask, self._on_change = node, task, ask, on_change
         self._folder = node.folder / "tasks" / task.id / f"attempt-{task.attempt:06d}"
-        self._child = LineChild[FromTrainer]("talkoo_agent.trainer", from_trainer, self._log)
+        self._child: LineChild[FromTrainer] | None = None
         self._meter = EnergyMeter(node.device)
         self._segment_began_ns = 0
         self._work: asyncio.Task[None] | None = None
@@ -69,12 +68,14 @@ class Shard:
         if self._work is not None:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
-        await self._child.stop()
+        if self._child is not None:
+            await self._child.stop()
         await asyncio.to_thread(shutil.rmtree, self._folder, True)
 
     async def train(self, order: TrainSegment) -> None:
         """Hand the next segment to the waiting child."""
         assert self.run.stage is Stage.WAITING
+        assert self._child is not None
         self.run = ShardRun(self.attempt, Stage.TRAINING, order.segment)
         self._meter.begin()
         self._segment_began_ns = time.time_ns()
@@ -88,8 +89,8 @@ class Shard:
         failed: ChildFailed | None = None
         try:
             with span("shard.start", parent=self._task.trace, task_id=self.task_id, rank=self.rank):
-                await self._begin()
-            async for message in self._child.messages():
+                child = await self._begin()
+            async for message in child.messages():
                 if isinstance(message, ChildFailed):
                     failed = message
                     break
@@ -97,23 +98,25 @@ class Shard:
         except TalkooError as error:
             failed = ChildFailed(kind=error.code, message=error.message)
         if failed is None:
-            status = await self._child.wait()
+            status = await child.wait()
             failed = ChildFailed(kind="internal", message=f"the trainer ended with status {status}")
         self.failure = failed
         self._log(f"failed: {failed.message}")
         self._changed(Stage.ENDED)
 
-    async def _begin(self) -> None:
+    async def _begin(self) -> LineChild[FromTrainer]:
         """Start the child while the blobs come; then tell it where to meet."""
         self._node.stage(self.task_id, self.attempt, "fetching", steps=self._task.spec.steps)
         await asyncio.to_thread(self._make_folder)
-        await self._child.start()
+        self._child = child = await self._node.spare.take()
+        child.on_log = self._log
         await fetch_for_task(self._node.blobs, self._task, self._folder)
         self._node.stage(self.task_id, self.attempt, "starting", steps=self._task.spec.steps)
         host, port = (self._node.host, 0) if self.rank == 0 else await self._find_rank_0()
         settings, device = self._node.settings, self._node.device
-        await self._child.send(start_of(self._task, self.rank, self._folder, settings, device, host, port))
+        await child.send(start_of(self._task, self.rank, self._folder, settings, device, host, port))
         self._node.stage(self.task_id, self.attempt, "rendezvous", steps=self._task.spec.steps)
+        return child
 
     def _make_folder(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -158,7 +161,18 @@ class Shard:
             await self._commit(message)
 
     async def _commit(self, done: SegmentDone) -> None:
-        """Blobs first, then the commitment: what the ledger names can be had."""
+        """Blobs first, then the commitment: what the ledger names can be had.
+
+        Raises InvalidInput (code `bad_program`) when the task declares other FLOPs than its program has: nobody is
+        paid for what validators find otherwise.
+        """
+        declared = self._task.spec.flops_per_sample
+        if done.flops_per_sample != declared:
+            raise InvalidInput(
+                f"the task declares {declared:,} FLOP for one sample, its program has {done.flops_per_sample:,}; "
+                "submit it again and let the command line count",
+                code="bad_program",
+            )
         attributes: dict[str, str | int] = {"task_id": self.task_id, "segment": done.segment, "rank": self.rank}
         trace = self._task.trace
         record("shard.segment", self._segment_began_ns, time.time_ns(), parent=trace, **attributes)

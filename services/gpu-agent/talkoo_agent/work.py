@@ -155,6 +155,7 @@ class Work:
     async def _stop_shard(self, shard: Shard) -> None:
         del self._shards[shard.task_id]
         await shard.stop()
+        self._node.spare.refill()
         self._node.stage(shard.task_id, shard.attempt, "done")
         self._node.logs.of(shard.task_id).close()
         self._node.progress.of(shard.task_id).close()

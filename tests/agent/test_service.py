@@ -1,0 +1,379 @@
+"""Two agents over mutual TLS with real trainers and the production ledger application behind a gRPC server.
+
+STAND-INS: one process decides blocks (no consensus), and the scheduler only listens to offers. The real ones are met in
+tests/e2e.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from talkoo_agent.service import serve
+from talkoo_agent.settings import AgentSettings
+from talkoo_api.agent.v1 import agent_pb2, agent_pb2_grpc
+from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, state_pb2, tx_pb2
+from talkoo_api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from talkoo_ledger.records import SegmentPhase, TaskPhase
+from talkoo_ledger.wire import event_proto, tx_result_proto
+
+from talkoo_core.errors import NotFound, PermissionDenied, error_of
+from talkoo_core.signing import PublicKey
+from talkoo_math.determinism import make_deterministic
+from talkoo_math.flops import flops_per_sample
+from talkoo_math.program import load_program
+from talkoo_math.step import StateRecipe, make_state
+from talkoo_runtime.blobs import open_blob_store
+from talkoo_runtime.bundle import pack_folder
+from talkoo_runtime.grpc_client import open_channel, raise_from_rpc
+from talkoo_runtime.grpc_server import make_server, start_server
+from talkoo_runtime.keys import save_key
+from talkoo_runtime.pki import ensure_authority, ensure_certificate, identity_uri, trust_bundle
+from talkoo_runtime.service_settings import ServiceSettings
+from talkoo_runtime.supervision import Background
+from talkoo_sim.ledger_chain import LedgerChain, address, key_of, make_genesis, verdict_of
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+DEADLINE_S = 120.0
+GANG = ("north-1", "east-1")
+
+
+class Chain(service_pb2_grpc.LedgerServicer):
+    """STAND-IN for a ledger node: every transaction is decided at once, in a block of its own."""
+
+    def __init__(self) -> None:
+        self.sim = LedgerChain(make_genesis(emission_per_epoch_utlk=0))
+        self.results: dict[bytes, service_pb2.TxResult] = {}
+        self.blocks: list[service_pb2.BlockEvents] = []
+        self.changed = asyncio.Event()
+
+    def decide(self, *txs: bytes) -> None:
+        """One block, and those that the ledger asks for at once."""
+        while True:
+            response = self.sim.block(*txs)
+            for index, (tx, result) in enumerate(zip(txs, response.tx_results, strict=True)):
+                self.results[hashlib.sha256(tx).digest()] = tx_result_proto(result, self.sim.height, index)
+            events = [event_proto(event) for event in response.all_events()]
+            self.blocks.append(service_pb2.BlockEvents(height=self.sim.height, events=events))
+            if not response.more_work:
+                break
+            txs = ()
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def send(self, name: str, message: Any) -> service_pb2.TxResult:
+        tx = self.sim.signed(name, message)
+        self.decide(tx)
+        result = self.results[hashlib.sha256(tx).digest()]
+        assert result.code == 0, result
+        return result
+
+    async def Broadcast(self, request: service_pb2.BroadcastRequest, context: Any) -> service_pb2.BroadcastResponse:  # noqa: N802
+        check = self.sim.application.check_tx(request.tx)
+        if check.code:
+            raise error_of(check.family, check.message, check.error_code)
+        self.decide(request.tx)
+        return service_pb2.BroadcastResponse(hash=hashlib.sha256(request.tx).digest())
+
+    async def WaitTx(self, request: service_pb2.WaitTxRequest, context: Any) -> service_pb2.TxResult:  # noqa: N802
+        return self.results[request.hash]
+
+    async def GetStatus(self, request: service_pb2.GetStatusRequest, context: Any) -> service_pb2.Status:  # noqa: N802
+        return service_pb2.Status(chain_id=self.sim.genesis.chain_id, height=self.sim.height)
+
+    async def Get(self, request: service_pb2.GetRequest, context: Any) -> service_pb2.GetResponse:  # noqa: N802
+        found = self.sim.application.query(request.module, request.key)
+        if found.value is None:
+            raise NotFound(f"there is no {request.key} in {request.module}")
+        return service_pb2.GetResponse(value=found.value, height=found.height)
+
+    async def List(self, request: service_pb2.ListRequest, context: Any) -> service_pb2.ListResponse:  # noqa: N802
+        found, more = self.sim.application.list(request.module, request.prefix, request.after, request.limit)
+        entries = [service_pb2.Entry(key=key, value=value) for key, value in found]
+        return service_pb2.ListResponse(entries=entries, height=self.sim.height, more=more)
+
+    async def GetParams(self, request: service_pb2.GetParamsRequest, context: Any) -> state_pb2.Params:  # noqa: N802
+        return state_pb2.Params.FromString(self.sim.application.query("params", "params").value or b"")
+
+    async def Follow(self, request: service_pb2.FollowRequest, context: Any) -> AsyncIterator[service_pb2.BlockEvents]:  # noqa: N802
+        sent = request.from_height
+        while True:
+            changed = self.changed
+            for block in [block for block in self.blocks if block.height >= sent]:
+                yield block
+                sent = block.height + 1
+            await changed.wait()
+
+
+class Listener(scheduler_pb2_grpc.SchedulerServicer):
+    """STAND-IN for a scheduler: remembers the last offer of each node and all reports."""
+
+    def __init__(self) -> None:
+        self.offers: dict[str, scheduler_pb2.Offer] = {}
+        self.reports: list[scheduler_pb2.ReportShardRequest] = []
+
+    async def Offer(self, request: scheduler_pb2.OfferRequest, context: Any) -> scheduler_pb2.OfferResponse:  # noqa: N802
+        self.offers[request.offer.name] = request.offer
+        return scheduler_pb2.OfferResponse(ttl_s=2)
+
+    async def Withdraw(self, request: scheduler_pb2.WithdrawRequest, context: Any) -> scheduler_pb2.WithdrawResponse:  # noqa: N802
+        self.offers = {name: offer for name, offer in self.offers.items() if offer.node_id != request.node_id}
+        return scheduler_pb2.WithdrawResponse()
+
+    async def ReportShard(  # noqa: N802
+        self, request: scheduler_pb2.ReportShardRequest, context: Any
+    ) -> scheduler_pb2.ReportShardResponse:
+        self.reports.append(request)
+        return scheduler_pb2.ReportShardResponse()
+
+
+class Town:
+    """Certificates, a ledger, a scheduler, blobs and agents under one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.chain, self.listener = Chain(), Listener()
+        self.blobs = open_blob_store((folder / "blobs").as_uri())
+        authorities = [ensure_authority(folder / name, name) for name in ("north", "east")]
+        (folder / "trust.pem").write_bytes(trust_bundle(authorities))
+        self._stops: list[Callable[[], Any]] = []
+        self.endpoints: dict[str, str] = {}
+
+    def who(self, organization: str, role: str, name: str) -> dict[str, Any]:
+        at = self.folder / "members" / name
+        uri = identity_uri("talkoo-test", organization, role, name)
+        ensure_certificate(ensure_authority(self.folder / organization, organization), at, uri)
+        return {
+            "federation": "talkoo-test",
+            "organization": organization,
+            "name": name,
+            "listen": f"127.0.0.1:{free_port()}",
+            "state_dir": str(at / "state"),
+            "certificate": str(at / "certificate.pem"),
+            "private_key": str(at / "private-key.pem"),
+            "trust_bundle": str(self.folder / "trust.pem"),
+        }
+
+    async def open(self) -> None:
+        for role, add, servicer in (
+            ("ledger", service_pb2_grpc.add_LedgerServicer_to_server, self.chain),
+            ("scheduler", scheduler_pb2_grpc.add_SchedulerServicer_to_server, self.listener),
+        ):
+            settings = ServiceSettings(**self.who("north", role, role))
+            server = make_server()
+            add(servicer, server)
+            await start_server(server, settings)
+            self.endpoints[role] = settings.listen
+            self._stops.append(lambda server=server: server.stop(0))
+
+    async def agent(self, name: str, **changes: Any) -> None:
+        organization = name.split("-")[0]
+        fields = self.who(organization, "agent", name)
+        key_path = self.folder / "members" / name / "account.key"
+        if not key_path.exists():
+            save_key(key_path, key_of(name), hashlib.sha256(f"sim key {name}".encode()).digest())
+        settings = AgentSettings(
+            **fields,
+            ledger=self.endpoints["ledger"],
+            scheduler=self.endpoints["scheduler"],
+            blobs=(self.folder / "blobs").as_uri(),
+            account_key=str(key_path),
+            price_utlk_per_gflop=100_000,
+            request_price_utlk=50_000,
+            stake_utlk=20_000_000,
+            **changes,
+        )
+        Path(settings.state_dir).mkdir(parents=True, exist_ok=True)
+        self.endpoints[name] = settings.listen
+        background = Background()
+        stop = await serve(settings, background)
+
+        async def both() -> None:
+            await stop()
+            await background.stop()
+
+        self._stops.insert(0, both)
+
+    async def close(self) -> None:
+        for stop in self._stops:
+            await stop()
+
+    def stub(self, name: str, role: str) -> Any:
+        """An agent's stub as a caller of this role sees it."""
+        at = self.who("north", role, f"{role}-caller")
+        channel = open_channel(
+            self.endpoints[name], Path(at["certificate"]), Path(at["private_key"]), Path(at["trust_bundle"])
+        )
+        self._stops.insert(0, channel.close)
+        return agent_pb2_grpc.AgentStub(channel)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    """Poll with a deadline: the parts under test are processes of their own."""
+    deadline = asyncio.get_running_loop().time() + DEADLINE_S
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, f"waited in vain for {what}"
+        await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def town(tmp_path: Path) -> AsyncIterator[Town]:
+    town = Town(tmp_path)
+    await town.open()
+    try:
+        yield town
+    finally:
+        await town.close()
+
+
+async def digits_task(town: Town, folder: Path, **changes: Any) -> str:
+    """Submit the program in `folder` with the digits' data; FLOPs counted as the command line counts them."""
+    make_deterministic()
+    program = load_program(DIGITS, "digits")
+    state = make_state(program, StateRecipe({"channels": 4}, "sgd", '{"lr":"0"}', 0), torch.device("cpu"))
+    flops = flops_per_sample(state, program.open_data(DIGITS / "digits.npz", "train"))
+    data = (DIGITS / "digits.npz").read_bytes()
+    code = await town.blobs.put(pack_folder(folder))
+    spec: dict[str, Any] = {
+        "code": tx_pb2.BlobRef(sha256=code, size_bytes=1000),
+        "data": tx_pb2.BlobRef(sha256=await town.blobs.put(data), size_bytes=len(data)),
+        "config_json": '{"channels":4}',
+        "global_batch": 64,
+        "steps": 10,
+        "steps_per_segment": 5,
+        "flops_per_sample": flops,
+    }
+    return town.chain.sim.create(**(spec | changes))
+
+
+def place(town: Town, task_id: str) -> None:
+    town.chain.send("north-scheduler", town.chain.sim.placement(task_id, *GANG))
+
+
+def judge_what_is_audited(town: Town, task_id: str) -> None:
+    """The validators' part, done by the test: everything is found honest."""
+    sim = town.chain.sim
+    town.chain.decide()
+    for number in range(2):
+        segment = sim.segment(task_id, 1, number)
+        if segment.phase is SegmentPhase.AUDITED:
+            sim.judge(verdict_of(segment, correct=350, total=359))
+    town.chain.decide()
+
+
+async def test_agents_measure_train_commit_serve_and_report(town: Town, tmp_path: Path) -> None:
+    await town.agent("north-1")
+    await until(lambda: "north-1" in town.listener.offers, "the first offer, after measuring")
+    measured = tmp_path / "members" / "north-1" / "state" / "speed.json"
+    (tmp_path / "members" / "east-1" / "state").mkdir(parents=True)
+    shutil.copy(measured, tmp_path / "members" / "east-1" / "state")  # one machine: measured once
+    await town.agent("east-1")
+    await until(lambda: "east-1" in town.listener.offers, "the second offer")
+    offer = town.listener.offers["north-1"]
+    assert (offer.state, offer.node_id) == ("ready", address("north-1"))
+    assert offer.speed_flops > 10**8
+
+    task_id = await digits_task(town, DIGITS)
+    place(town, task_id)
+    sim = town.chain.sim
+    await until(lambda: sim.task(task_id).phase is TaskPhase.VERIFYING, "all segments")
+    judge_what_is_audited(town, task_id)
+    assert sim.task(task_id).phase is TaskPhase.COMPLETED
+    assert all(sim.state.nodes[address(name)].earned_utlk > 0 for name in GANG)
+    assert all(one.segment.energy_mj > 0 for one in sim.segment(task_id, 1, 1).commitments)
+    await until(lambda: not town.listener.offers["north-1"].running_tasks, "the free slot")
+    await the_log_tells(town, task_id)
+    await a_paid_request_is_answered_once(town, sim.task(task_id).model_version)
+    await a_nan_loss_ends_the_task(town, tmp_path)
+    await a_killed_trainer_costs_only_its_open_segment(town)
+
+
+async def the_log_tells(town: Town, task_id: str) -> None:
+    stub = town.stub("north-1", "gateway")
+    lines = [line.text async for line in stub.Logs(agent_pb2.LogsRequest(task_id=task_id, follow=True))]
+    assert any("all 2 ranks have met" in line for line in lines)
+    progress = [update async for update in stub.Progress(agent_pb2.ProgressRequest(task_id=task_id))]
+    assert [update.step for update in progress if update.stage == "training"] == list(range(1, 11))
+    assert progress[-1].stage == "done"
+
+
+async def a_paid_request_is_answered_once(town: Town, version: str) -> None:
+    picture = [[0.0] * 64]
+    body = json.dumps(picture).encode()
+    paid = tx_pb2.RequestModel(
+        version=version,
+        node_id=address("east-1"),
+        input_sha256=hashlib.sha256(body).digest(),
+        price_utlk=1_000_000,
+    )
+    request_id = town.chain.send("alice", paid).born_id
+    stub = town.stub("east-1", "gateway")
+    ask = agent_pb2.InferRequest(request_id=request_id, version=version, input_json=body)
+    answer = await stub.Infer(ask, timeout=DEADLINE_S)
+    assert 0 <= json.loads(answer.output_json)[0]["digit"] <= 9
+    signed = b"talkoo/answer/v1\n" + request_id.encode() + b"\n" + answer.output_sha256
+    assert PublicKey(answer.public_key).verify(answer.signature, signed)
+    assert town.chain.sim.state.requests[request_id].output_sha256 == answer.output_sha256
+    assert await stub.Infer(ask, timeout=DEADLINE_S) == answer
+    with pytest.raises(PermissionDenied):
+        await refused(town.stub("north-1", "gateway").Infer(ask, timeout=5))
+    with pytest.raises(PermissionDenied):
+        await refused(stub.Rendezvous(agent_pb2.RendezvousRequest(task_id="x", attempt=1), timeout=5))
+
+
+async def refused(call: Any) -> None:
+    import grpc
+
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        raise_from_rpc(error)
+
+
+async def a_nan_loss_ends_the_task(town: Town, tmp_path: Path) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    text = (DIGITS / "digits.py").read_text()
+    (folder / "digits.py").write_text(
+        text.replace("cross_entropy(model(pictures), labels)", "cross_entropy(model(pictures).log(), labels)")
+    )
+    task_id = await digits_task(town, folder)
+    place(town, task_id)
+    sim = town.chain.sim
+    await until(lambda: sim.task(task_id).phase is TaskPhase.FAILED, "the failure of the task")
+    assert sim.task(task_id).failure_kind == "loss_nan"
+    assert "lower the learning rate" in sim.task(task_id).failure
+    await until(lambda: len(town.listener.reports) == 2, "both reports to the scheduler")
+
+
+async def a_killed_trainer_costs_only_its_open_segment(town: Town) -> None:
+    """The gang says that a node was lost, and the next attempt goes on from the last checkpoint."""
+    task_id = await digits_task(town, DIGITS, steps=600, steps_per_segment=300)
+    place(town, task_id)
+    sim = town.chain.sim
+    await until(lambda: sim.task(task_id).next_segment == 1, "the first segment")
+    start = sim.task(task_id).start_params_sha256
+    trainers = [child for child in psutil.Process().children() if "talkoo_agent.trainer" in child.cmdline()]
+    busy = max(trainers, key=lambda child: child.cpu_times().user)
+    busy.kill()
+    await until(lambda: sim.task(task_id).phase is TaskPhase.PENDING, "the report of a lost node")
+    assert sim.task(task_id).next_segment == 1
+    place(town, task_id)
+    await until(lambda: sim.task(task_id).phase is TaskPhase.VERIFYING, "the second attempt's segment")
+    resumed = sim.segment(task_id, 2, 1)
+    assert resumed.start_params_sha256 == start
