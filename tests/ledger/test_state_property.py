@@ -177,7 +177,7 @@ class Crowd:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_random_chain_keeps_its_promises(seed: int) -> None:
     crowd = Crowd(seed)
     crowd.run()
