@@ -20,6 +20,7 @@ from talkoo_api.ledger.v1 import state_pb2, tx_pb2
 from talkoo_math.batches import sample_indices
 from talkoo_math.determinism import make_deterministic, seed_everything, step_seed
 from talkoo_math.digest import float32_bits, indices_digest, tensors_digest
+from talkoo_math.evaluate import evaluate
 from talkoo_math.fixedpoint import sum_contributions
 from talkoo_math.flops import flops_per_sample
 from talkoo_math.program import load_program
@@ -83,6 +84,8 @@ class Gang:
     spec: tx_pb2.TaskSpec = field(default_factory=tx_pb2.TaskSpec)
     segments: list[state_pb2.Segment] = field(default_factory=list)
     flops: int = 0
+    heldout: tuple[int, int] = (0, 0)
+    """(correct, total) after the last segment."""
 
     def put(self, data: bytes) -> str:
         self.blobs[sha256(data)] = data
@@ -96,8 +99,13 @@ class Gang:
         return path
 
 
-def make_gang(folder: Path, beacon: Callable[[int], bytes] = beacon_for, task_id: str = TASK) -> Gang:
-    """Trains `SEGMENTS` segments honestly."""
+def make_gang(
+    folder: Path,
+    beacon: Callable[[int], bytes] = beacon_for,
+    task_id: str = TASK,
+    hand_in: Callable[[state_pb2.Segment], None] = lambda _: None,
+) -> Gang:
+    """Trains `SEGMENTS` segments honestly; `hand_in` gets each before the next one's beacon is asked."""
     make_deterministic()
     code = folder / "code"
     code.mkdir(parents=True)
@@ -123,11 +131,17 @@ def make_gang(folder: Path, beacon: Callable[[int], bytes] = beacon_for, task_id
         seed=7,
         model_name="tiny",
     )
-    _train(gang, beacon, task_id, code)
+    _train(gang, beacon, task_id, code, hand_in)
     return gang
 
 
-def _train(gang: Gang, beacon: Callable[[int], bytes], task_id: str, code: Path) -> None:
+def _train(
+    gang: Gang,
+    beacon: Callable[[int], bytes],
+    task_id: str,
+    code: Path,
+    hand_in: Callable[[state_pb2.Segment], None],
+) -> None:
     program = load_program(code, "tiny")
     state = make_state(program, StateRecipe({"hidden": 6}, "adam", OPTIONS, seed=7), torch.device("cpu"))
     data = program.open_data(gang.folder / "points.npz", "train")
@@ -174,6 +188,8 @@ def _train(gang: Gang, beacon: Callable[[int], bytes], task_id: str, code: Path)
             transcript = Transcript(version=VERSION, segment=segment, rank=rank, leaves=own_leaves)
             record.commitments.append(commitment(gang, record, rank, transcript, start_params, start_optimizer))
         gang.segments.append(record)
+        hand_in(record)
+    gang.heldout = evaluate(state, program.open_data(gang.folder / "points.npz", "heldout"))
 
 
 def commitment(

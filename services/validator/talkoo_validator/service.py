@@ -35,7 +35,7 @@ class ValidatorServicer(validator_pb2_grpc.ValidatorServicer):
         self._child = child
         self._organization = organization
 
-    async def ListAudits(  # noqa: N802  # gRPC's name
+    async def ListAudits(
         self, request: validator_pb2.ListAuditsRequest, context: Any
     ) -> validator_pb2.ListAuditsResponse:
         require(identity_of(context), roles={"gateway", "supervisor", "validator"}, organization=self._organization)

@@ -1,4 +1,4 @@
-"""`python -m talkoo_validator.recompute`: computes segments again as lines on stdin say; `--once` takes one and ends.
+"""`python -m talkoo_validator.recompute`: computes segments again, as lines on stdin say.
 
 torch is loaded once. Every order then runs in a fork of this process, so a user's program starts clean each time,
 cannot stain the next audit, and ends at once when it is told to stop or when stdin closes. Standard output carries
@@ -25,8 +25,7 @@ READ_BYTES = 1 << 16
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m talkoo_validator.recompute", description=__doc__)
-    parser.add_argument("--once", action="store_true", help="compute one order from stdin, then end")
-    options = parser.parse_args()
+    parser.parse_args()
     os.nice(NICENESS)
     out = os.dup(1)
     os.dup2(2, 1)
@@ -41,7 +40,7 @@ def main() -> int:
         return InvalidInput.exit_status
     _write(out, Ready(hardware_class=this_hardware_class()))
     try:
-        return _serve(_Orders(), out, options.once)
+        return _serve(_Orders(), out)
     except InvalidInput as error:
         _write(out, Failed(kind="bad_message", message=error.message))
         return error.exit_status
@@ -77,16 +76,14 @@ class _Orders:
         return order
 
 
-def _serve(orders: _Orders, out: int, once: bool) -> int:
+def _serve(orders: _Orders, out: int) -> int:
     while (order := orders.next()) is not None:
         if isinstance(order, Recompute):
-            _compute(order, orders, out, once)
-            if once:
-                return 0
+            _compute(order, orders, out)
     return 0
 
 
-def _compute(order: Recompute, orders: _Orders, out: int, once: bool) -> None:
+def _compute(order: Recompute, orders: _Orders, out: int) -> None:
     """Run one order in a fork and pass its answer on; `stop` or a closed stdin end it."""
     reader, writer = os.pipe()
     worker = os.fork()
@@ -95,7 +92,7 @@ def _compute(order: Recompute, orders: _Orders, out: int, once: bool) -> None:
         _work(order, writer)
     os.close(writer)
     try:
-        answer = _answer_of(reader, orders, once)
+        answer = _answer_of(reader, orders)
     finally:
         os.close(reader)
         os.kill(worker, signal.SIGKILL)  # it has answered, was told to stop, or is dead already
@@ -109,13 +106,11 @@ def _compute(order: Recompute, orders: _Orders, out: int, once: bool) -> None:
         _write(out, Failed(kind="died", message=f"the re-computation ended with {ending} and without an answer"))
 
 
-def _answer_of(reader: int, orders: _Orders, once: bool) -> bytes | None:
+def _answer_of(reader: int, orders: _Orders) -> bytes | None:
     """The fork's line (whole, or cut short when it died), or None when it is to be stopped."""
     answer = b""
-    watched = [reader] if once else [reader, 0]
     while not answer.endswith(b"\n"):
-        waiting = not once and orders.has_line
-        ready = [] if waiting else select.select(watched, [], [])[0]
+        ready = [] if orders.has_line else select.select([reader, 0], [], [])[0]
         if reader in ready:
             data = os.read(reader, READ_BYTES)
             if not data:
