@@ -266,3 +266,27 @@ async def test_an_audit_of_a_discarded_segment_is_dropped(
 
         await kit.until(dropped, "the audit is dropped", 20)
     assert here.ledger.received == []
+
+
+async def test_without_torch_the_validator_serves_and_says_why_it_abstains(
+    place: tuple[Place, int],
+    gang: Any,
+    free_port: Any,
+    kit: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, ledger_port = place
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "torch.py").write_text("raise ImportError('No module named torch', name='torch')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "absent"))
+    here.ledger.open_audit(gang.segments[0])
+    async with here.validator(ledger_port, free_port()) as stub:
+
+        async def abstained() -> bool:
+            return await states(stub) == [(0, "failed")]
+
+        await kit.until(abstained, "the validator abstains", 30)
+        [audit] = (await stub.ListAudits(validator_pb2.ListAuditsRequest())).audits
+    assert "torch is not installed here; install talkoo[train]" in audit.summary
+    assert here.ledger.received == []

@@ -74,6 +74,7 @@ class AuditDesk:
         self._memory = memory
         self._work = work
         self._height = 0
+        self._resumed = False
         self._next_block = asyncio.Event()
         self._open: set[Key] = set()
         self._room = asyncio.Semaphore(MAX_OPEN_AUDITS)
@@ -82,11 +83,13 @@ class AuditDesk:
         return self._memory.all(task_id)
 
     async def run(self, background: Background) -> None:
-        """Take up what was open before a crash, then follow the ledger for ever."""
-        shutil.rmtree(self._work, ignore_errors=True)
-        for record in self._memory.all():
-            if record.state in OPEN_STATES:
-                await self._take(record, background)
+        """Take up what was open before a crash, then follow the ledger for ever. May be called again when it fails."""
+        if not self._resumed:
+            self._resumed = True
+            shutil.rmtree(self._work, ignore_errors=True)
+            for record in self._memory.all():
+                if record.state in OPEN_STATES:
+                    await self._take(record, background)
         async for block in self._ledger.follow(await self._first_height()):
             await self._read_block(block, background)
 
@@ -149,6 +152,9 @@ class AuditDesk:
                     again = False
                 if not again:
                     await _wait(tick)
+        except Exception:  # one audit that meets a fault of ours must not end all the others
+            log.exception("the audit of %s met a fault of our own", _words(record))
+            await self._note(record, "failed", "a fault of this validator; its log has the details")
         finally:
             self._open.discard(record.key)
             self._room.release()

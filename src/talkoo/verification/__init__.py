@@ -97,4 +97,17 @@ def verify_task_via(client: Source, task_id: str, recompute: bool = False) -> Re
     """
     own = client.profile.home / GENESIS_FILE
     genesis_json = own.read_text(encoding="utf-8") if own.is_file() else client.genesis()
-    return verify_task(genesis_json, client.blocks(1), task_id, client.blob, recompute)
+    return verify_task(genesis_json, _all_blocks(client), task_id, client.blob, recompute)
+
+
+def _all_blocks(client: Source) -> Iterator[service_pb2.RawBlock]:
+    """A node sends so many blocks at once; ask on until there are no more."""
+    height = 1
+    while True:
+        came = 0
+        for raw in client.blocks(height):
+            came += 1
+            yield raw
+        if not came:
+            return
+        height += came

@@ -51,6 +51,7 @@ class Replay:
         validators = [
             Validator.of(bytes.fromhex(organization.consensus_key), organization.stake_utlk)
             for organization in genesis.organizations
+            if organization.stake_utlk > 0
         ]
         self._chain = consensus_chain.genesis_state(genesis.chain_id, genesis.genesis_time_ns, validators, app_hash)
 
