@@ -35,19 +35,18 @@ class _NoCompiler(ModuleType):
         self.trace_rules = SimpleNamespace(clear_lru_cache=_nothing)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__path__":  # a path is asked for by an import from inside the package
             raise AttributeError(name)
         return getattr(_real(), name)
 
 
 def _real() -> ModuleType:
     if isinstance(sys.modules.get(NAME), _NoCompiler):
-        del sys.modules[NAME]
-    module = importlib.import_module(NAME)
-    import torch
+        import torch
 
-    torch._dynamo = module
-    return module
+        del sys.modules[NAME]
+        del torch._dynamo  # torch looks it up by itself while the real one is being loaded
+    return importlib.import_module(NAME)
 
 
 def leave_compiler_out() -> None:

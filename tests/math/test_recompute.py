@@ -1,4 +1,4 @@
-"""A segment trained in one process, then audited: honest, forged in each field, disputed; with dropout and batch norm."""
+"""A segment trained in one process, then audited: honest, forged in each field, disputed; with dropout."""
 
 from __future__ import annotations
 

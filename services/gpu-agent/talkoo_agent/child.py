@@ -56,6 +56,7 @@ class LineChild(Generic[T]):
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
             "TALKOO_DIE_WITH_PARENT": "1",
         }
         self._process = await asyncio.create_subprocess_exec(

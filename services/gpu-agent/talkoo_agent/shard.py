@@ -86,7 +86,7 @@ class Shard:
 
     async def _live(self) -> None:
         """Everything that can go wrong ends here, as a `failure` with its kind."""
-        failed: ChildFailed | None = None
+        failed = ChildFailed(kind="internal", message="the trainer ended without a word")
         try:
             with span("shard.start", parent=self._task.trace, task_id=self.task_id, rank=self.rank):
                 child = await self._begin()
@@ -95,11 +95,14 @@ class Shard:
                     failed = message
                     break
                 await self._heard(message)
+            else:
+                status = await child.wait()
+                failed = ChildFailed(kind="internal", message=f"the trainer ended with status {status}")
         except TalkooError as error:
             failed = ChildFailed(kind=error.code, message=error.message)
-        if failed is None:
-            status = await child.wait()
-            failed = ChildFailed(kind="internal", message=f"the trainer ended with status {status}")
+        except Exception as error:
+            log.exception("%s rank %d stopped by our own fault", self.task_id, self.rank)
+            failed = ChildFailed(kind="internal", message=f"{type(error).__name__}: {error}")
         self.failure = failed
         self._log(f"failed: {failed.message}")
         self._changed(Stage.ENDED)
