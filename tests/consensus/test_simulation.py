@@ -74,8 +74,8 @@ def test_two_of_four_stopped_nothing_is_decided_and_nothing_is_lost() -> None:
     assert {height: simulation.decisions[height] for height in decided} == decided
 
 
-def _first_broken(seeds: int) -> InvariantBroken | None:
-    for seed in range(seeds):
+def _first_broken(seeds: range) -> InvariantBroken | None:
+    for seed in seeds:
         try:
             run_seed(seed)
         except InvariantBroken as error:
@@ -85,7 +85,7 @@ def _first_broken(seeds: int) -> InvariantBroken | None:
 
 def test_the_simulator_notices_a_quorum_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(votes, "is_quorum", votes.is_one_honest)
-    broken = _first_broken(100)
+    broken = _first_broken(range(100))
     assert broken is not None
     assert "seed " in str(broken)
 
@@ -99,12 +99,13 @@ def test_the_simulator_notices_a_log_that_forgets(monkeypatch: pytest.MonkeyPatc
         original(self, node)
 
     monkeypatch.setattr(consensus.Simulation, "_restart", forgetful)
-    broken = _first_broken(200)
+    broken = _first_broken(range(200))
     assert broken is not None
     assert "than before its crash" in str(broken)
 
 
 def test_the_simulator_notices_validators_that_do_not_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rare schedule: of the first 200 seeds one shows it, so the search begins near it."""
     original = round_machine._see_polka
 
     def unlocked(state: RoundState, value: BlockId) -> tuple[RoundState, tuple[Output, ...]]:
@@ -112,7 +113,7 @@ def test_the_simulator_notices_validators_that_do_not_lock(monkeypatch: pytest.M
         return replace(after, locked=None, valid=None), outputs
 
     monkeypatch.setattr(round_machine, "_see_polka", unlocked)
-    broken = _first_broken(400)
+    broken = _first_broken(range(120, 160))
     assert broken is not None
     assert "two decisions" in str(broken)
 

@@ -6,6 +6,8 @@
 The loop around it: log the event → step → sync the log → carry out the commands in order. After a crash, a new
 Driver is fed the logged events of the unfinished height and stands where the old one stood; its commands are carried
 out again (signing must return the stored signature for the same height, round and step).
+ValueBuilt need not be logged, nor ValueChecked where CheckValue is answered before any other event and always alike:
+a lock rests on that answer, and a driver that forgot a lock could help to decide twice.
 
     StartHeight(h) ─► … BuildValue → ValueBuilt → SignAndSendProposal → ProposalReceived (own or a peer's)
         → CheckValue → ValueChecked → SignAndSendVote(prevote) → VoteReceived … → SignAndSendVote(precommit) → …
