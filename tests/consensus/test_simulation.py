@@ -113,7 +113,7 @@ def test_the_simulator_notices_validators_that_do_not_lock(monkeypatch: pytest.M
         return replace(after, locked=None, valid=None), outputs
 
     monkeypatch.setattr(round_machine, "_see_polka", unlocked)
-    broken = _first_broken(range(120, 160))
+    broken = _first_broken(range(130, 140))
     assert broken is not None
     assert "two decisions" in str(broken)
 
