@@ -35,8 +35,13 @@ def step_seed(beacon: bytes, segment: int, step: int, rank: int) -> int:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch on every device (numpy and `random` are the user's own and are not seeded)."""
-    torch.manual_seed(seed)
+    """Seed torch's generators (numpy's and `random`'s are the user's own and are not seeded).
+
+    As `torch.manual_seed`, without its look at every kind of accelerator, which takes half a millisecond in each step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 def hardware_class(device: torch.device, processor: str) -> str:

@@ -100,7 +100,7 @@ class Rank:
             dist.init_process_group(
                 start.backend, store=self._store, rank=start.rank, world_size=self._world, timeout=limit
             )
-            self._ddp = DistributedDataParallel(self._state.module, broadcast_buffers=False)
+            self._ddp = DistributedDataParallel(self._state.module, forward_sync_buffers=False)
         except (RuntimeError, TimeoutError) as error:
             raise Unavailable(
                 f"the {self._world} ranks did not all meet: {first_line(error)}", code="peer_lost"
