@@ -40,7 +40,7 @@ def seed_everything(seed: int) -> None:
     As `torch.manual_seed`, without its look at every kind of accelerator, which takes half a millisecond in each step.
     """
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
 
 
