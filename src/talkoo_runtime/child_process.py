@@ -39,7 +39,12 @@ class ChildProcess:
         self.restarts = 0
         self._arguments = list(arguments)
         self._log_path = log_path
-        self._environment = {**os.environ, "TALKOO_DIE_WITH_PARENT": "1", **(environment or {})}
+        self._environment = {
+            **os.environ,
+            "TALKOO_DIE_WITH_PARENT": "1",
+            "GRPC_ENABLE_FORK_SUPPORT": "0",
+            **(environment or {}),
+        }
         self._on_crash = on_crash or (lambda sentence: log.warning("%s", sentence))
         self._ready_when = ready_when
         self._process: asyncio.subprocess.Process | None = None

@@ -154,6 +154,11 @@ class EtcdStore:
     async def put(self, key: str, data: bytes, lease: Lease | None = None) -> None:
         await self._call(self._client.kv.put(key.encode(), data, lease=lease.id if lease else 0))
 
+    async def put_for(self, key: str, data: bytes, ttl_s: int) -> None:
+        """Write a value that disappears after `ttl_s` unless it is written again: a heart-beat's word."""
+        granted = await self._call(self._client.lease.grant(ttl=ttl_s))
+        await self._call(self._client.kv.put(key.encode(), data, lease=int(granted.ID)))
+
     async def delete(self, key: str) -> bool:
         """Whether there was something to delete."""
         return bool((await self._call(self._client.kv.delete(key.encode()))).deleted)

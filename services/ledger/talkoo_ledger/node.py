@@ -35,6 +35,7 @@ from talkoo_consensus.events import (
     EndHeight,
     Event,
     ProposalReceived,
+    Redeliver,
     ReportEvidence,
     ScheduleTimeout,
     SignAndSendProposal,
@@ -227,6 +228,8 @@ class Node:
                 self._execute(round_, block_id, block, commit)
             case EndHeight(height, commit):
                 self._start_height(commit)
+            case Redeliver(message):
+                self._feed(message)
             case ReportEvidence(evidence):
                 log.warning(
                     "validator %s voted twice at height %d, round %d",
@@ -353,9 +356,11 @@ class Node:
 
     def _peer_block(self, data: service_pb2.BlockData) -> None:
         proposal = self._proposals_waiting.pop((data.height, data.round), None)
-        if proposal is None or proposal.height != self.driver.height or self.chain.last_height >= proposal.height:
+        heights = (self.driver.height, self.driver.height + 1)
+        if proposal is None or proposal.height not in heights or proposal.height <= self.chain.last_height:
             return
-        proposer = self.chain.validators.proposer_of_round(proposal.round)
+        validators = self.chain.validators if proposal.height == self.chain.height else self.chain.next_validators
+        proposer = validators.proposer_of_round(proposal.round)
         if not verify_proposal(proposal, self.chain.chain_id, proposer):
             raise PeerTrouble(f"a proposal for round {proposal.round} that its proposer did not sign")
         block = decode_block(data.block)

@@ -1,0 +1,199 @@
+"""The elected leader's work: watch the ledger and the market, place what can be placed, say why the rest waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+from talkoo_api.ledger.v1 import service_pb2, state_pb2
+from talkoo_api.scheduler.v1 import scheduler_pb2
+
+from talkoo_core.errors import Conflict, TalkooError
+from talkoo_runtime.clock import Clock
+from talkoo_runtime.etcd import EtcdStore
+from talkoo_runtime.ledger_client import LedgerClient
+from talkoo_runtime.telemetry import span
+from talkoo_scheduler.keys import Keys, StoredDecision, StoredReason, StoredReport, explanation_of
+from talkoo_scheduler.policy import Candidate, Decision, decide, queue_order
+from talkoo_scheduler.view import (
+    ENDED,
+    candidates_for,
+    demand_of,
+    needs_placement,
+    phase_sentence,
+    place_message,
+    rules_of,
+    stake_in_use,
+)
+
+log = logging.getLogger(__name__)
+TICK_S = 0.5
+SUBMIT_TIMEOUT_S = 10.0
+
+
+class Desk:
+    """Tasks as the ledger has them, kept fresh by its events. Every scheduler has one, leader or not."""
+
+    def __init__(self, ledger: LedgerClient) -> None:
+        self.tasks: dict[str, state_pb2.Task] = {}
+        self.height = 0
+        self.changed = asyncio.Event()
+        self._ledger = ledger
+
+    async def follow(self) -> None:
+        """Forever. The first reading comes before the first event, so none is missed."""
+        self.height = (await self._ledger.status()).height
+        for task in await self._ledger.list("tasks", state_pb2.Task):
+            if task.phase not in ENDED:
+                self.tasks[task.id] = task
+        self.changed.set()
+        async for block in self._ledger.follow(self.height + 1):
+            await self._take(block)
+
+    async def _take(self, block: service_pb2.BlockEvents) -> None:
+        self.height = block.height
+        touched = {event.subject for event in block.events if event.subject.startswith("task-")}
+        for task_id in touched:
+            task = await self._ledger.task(task_id)
+            if task.phase in ENDED:
+                self.tasks.pop(task_id, None)
+            else:
+                self.tasks[task_id] = task
+        if touched or block.events:
+            self.changed.set()
+
+
+class Leader:
+    """Places tasks while its organization's scheduler leads."""
+
+    def __init__(
+        self, ledger: LedgerClient, store: EtcdStore, keys: Keys, desk: Desk, organization: str, clock: Clock
+    ) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._keys = keys
+        self._desk = desk
+        self._organization = organization
+        self._clock = clock
+        self._passed_over: dict[str, int] = {}
+        self._said: dict[str, str] = {}
+
+    async def lead(self, lost: asyncio.Event) -> None:
+        """Until the leadership is lost. Raises Unavailable when etcd or the ledger cannot be reached."""
+        log.info("leads")
+        while not lost.is_set():
+            await self._pass()
+            await self._pause(lost)
+        log.info("leads no more")
+
+    async def _pause(self, lost: asyncio.Event) -> None:
+        self._desk.changed.clear()
+        waits = [asyncio.ensure_future(self._desk.changed.wait()), asyncio.ensure_future(lost.wait())]
+        await asyncio.wait(waits, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+    async def _pass(self) -> None:
+        """Look at each task that wants a placement, the one served first first."""
+        params = await self._ledger.params()
+        tasks = [t for t in self._desk.tasks.values() if needs_placement(t, self._desk.height, params.stall_blocks)]
+        if not tasks:
+            return
+        rules = rules_of(params)
+        nodes = await self._ledger.list("nodes", state_pb2.Node)
+        offers = await read_offers(self._store, self._keys)
+        live = list(self._desk.tasks.values())
+        by_id = {task.id: task for task in tasks}
+        for demand in queue_order([demand_of(task, live) for task in tasks]):
+            task = by_id[demand.task_id]
+            used = stake_in_use(live, task.id, rules)
+            candidates = candidates_for(task, nodes, offers, used, self._passed_over)
+            decision = decide(demand, candidates, rules, self._desk.height)
+            if not decision.shards:
+                await self._say(task, decision.reason, decision)
+            elif await self._place(task, decision, candidates):
+                for shard in decision.shards:
+                    offers.pop(shard.node_id, None)
+
+    async def _place(self, task: state_pb2.Task, decision: Decision, candidates: list[Candidate]) -> bool:
+        """Send the placement; whether it stands. A refusal becomes the reason that people read."""
+        with span("task.place", parent=task.trace, task=task.id, attempt=task.attempt + 1):
+            try:
+                await self._ledger.submit(
+                    place_message(task, decision.shards, decision.reason), timeout_s=SUBMIT_TIMEOUT_S
+                )
+            except Conflict as error:
+                if error.code != "wrong_attempt":
+                    await self._say(task, f"waits: the ledger refused the placement: {error.message}", decision)
+                self._desk.tasks[task.id] = await self._ledger.task(task.id)
+                return False
+            except TalkooError as error:
+                await self._say(task, f"waits: the ledger refused the placement: {error.message}", decision)
+                return False
+        self._desk.tasks[task.id] = await self._ledger.task(task.id)
+        self._count_passed_over(decision, candidates)
+        await self._say(task, decision.reason, decision)
+        return True
+
+    def _count_passed_over(self, decision: Decision, candidates: list[Candidate]) -> None:
+        chosen = {shard.node_id for shard in decision.shards}
+        fitted = {verdict.node_id for verdict in decision.nodes if verdict.fits}
+        for candidate in candidates:
+            if candidate.node_id in chosen:
+                self._passed_over[candidate.node_id] = 0
+            elif candidate.node_id in fitted:
+                self._passed_over[candidate.node_id] = self._passed_over.get(candidate.node_id, 0) + 1
+
+    async def _say(self, task: state_pb2.Task, summary: str, decision: Decision) -> None:
+        """Write the decision for whoever asks; only a new one is written and logged."""
+        if self._said.get(task.id) == summary:
+            return
+        self._said[task.id] = summary
+        log.info("%s (%s) %s", task.id, task.spec.name, summary)
+        stored = StoredDecision(
+            task_id=task.id,
+            summary=summary,
+            nodes=[StoredReason(v.node_id, v.name, v.fits, v.code, v.reason) for v in decision.nodes],
+            decided_at_ns=self._clock.now_ns(),
+            leader=self._organization,
+        )
+        await self._store.put(self._keys.decision(task.id), msgspec.json.encode(stored))
+
+
+async def read_offers(store: EtcdStore, keys: Keys) -> dict[str, scheduler_pb2.Offer]:
+    """Live offers by node id."""
+    return {
+        key.removeprefix(keys.offers): scheduler_pb2.Offer.FromString(value.data)
+        for key, value in (await store.list(keys.offers)).items()
+    }
+
+
+async def read_decision(store: EtcdStore, keys: Keys, task_id: str) -> StoredDecision | None:
+    value = await store.get(keys.decision(task_id))
+    return None if value is None else msgspec.json.decode(value.data, type=StoredDecision)
+
+
+async def explain(
+    ledger: LedgerClient, store: EtcdStore, keys: Keys, task_id: str, leader: str
+) -> scheduler_pb2.Explanation:
+    """From the ledger where it knows, from the leader's last word where the task waits. Raises NotFound."""
+    task = await ledger.task(task_id)
+    stored = await read_decision(store, keys, task_id)
+    found = (
+        explanation_of(stored)
+        if stored is not None
+        else scheduler_pb2.Explanation(task_id=task_id, summary="waits: no scheduler has looked at it yet")
+    )
+    found.leader = leader
+    sentence = phase_sentence(task)
+    if sentence:
+        found.summary = sentence
+    elif not leader:
+        found.summary = "waits: no scheduler leads at the moment; a new one is elected within seconds"
+    report = await store.get(keys.report(task_id))
+    if report is not None and task.phase not in ENDED:
+        last = msgspec.json.decode(report.data, type=StoredReport)
+        found.summary += f"; last trouble, attempt {last.attempt}: {last.node}: {last.kind}: {last.message}"
+    return found

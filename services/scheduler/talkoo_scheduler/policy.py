@@ -1,0 +1,246 @@
+"""Which gang gets a task, or why it waits. Pure: the height, the market and the task in; a decision with reasons out.
+
+The objective is tokens times seconds: for each size a task allows, the gang with the most speed per price is formed,
+and of these the one with the least (price of the work) times (time of the work) is taken; a tie goes to the smaller
+gang. A step's time is the global batch's work over the summed speed, because every rank's share is in proportion to its
+speed.
+
+The small lane: a node that fits and was passed over `LANE_AFTER` placements in a row takes the last place of the next
+gang of three or more, however small it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from talkoo_core.amounts import PPM, format_tlk, split_by_weight
+
+LANE_AFTER = 3
+LANE_MIN_GANG = 3
+MIB = 1024 * 1024
+GFLOP = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node as the ledger and its live offer describe it. `offered` is false when no offer of it lives."""
+
+    node_id: str
+    name: str
+    organization: str
+    offered: bool
+    state: str
+    state_reason: str
+    memory_bytes: int
+    speed_flops: int
+    price_utlk_per_gflop: int
+    stake_utlk: int
+    stake_in_use_utlk: int = 0
+    jailed_until_height: int | None = None
+    hardware_class: str = ""
+    passed_over: int = 0
+    """Placements in a row that took others although this node fitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a task asks for."""
+
+    task_id: str
+    name: str
+    owner: str
+    min_nodes: int
+    max_nodes: int
+    memory_bytes: int
+    price_utlk_per_gflop: int
+    global_batch: int
+    steps_per_segment: int
+    flops_per_sample: int
+    audit_rate_ppm: int
+    created_height: int
+    banned: frozenset[str] = frozenset()
+    owner_running: int = 0
+    """Shards the owner's other tasks hold: who holds less is served first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The ledger's parameters that bind a placement."""
+
+    slash_ppm: int
+    audit_floor_ppm: int
+    min_node_stake_utlk: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    node_id: str
+    rank: int
+    samples: int
+    price_utlk_per_gflop: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeVerdict:
+    """Whether one node fits one task. `code` is stable and stands in docs/scheduling.md; empty when it fits."""
+
+    node_id: str
+    name: str
+    fits: bool
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`shards` is empty when the task waits. `reason` is one line for a person."""
+
+    shards: tuple[PlannedShard, ...]
+    reason: str
+    nodes: tuple[NodeVerdict, ...] = field(default=())
+
+
+REASONS = {
+    "no_offer": "the node's agent does not offer it now",
+    "busy": "all its slots are taken",
+    "draining": "it takes no new work",
+    "jailed": "it was found forging",
+    "banned": "it forged in this very task",
+    "too_small": "it has less memory than the task asks for",
+    "too_expensive": "it works for more than the task pays",
+    "stake_too_small": "its stake would not make forging lose money",
+    "not_measured": "its speed is not known yet",
+}
+
+
+def queue_order(demands: Sequence[Demand]) -> list[Demand]:
+    """Who is served first: the owner that holds the fewest shards (dominant share), then the older task."""
+    return sorted(demands, key=lambda d: (d.owner_running, d.created_height, d.task_id))
+
+
+def decide(demand: Demand, candidates: Sequence[Candidate], rules: Rules, height: int) -> Decision:
+    """Place the whole gang or nothing."""
+    ordered = sorted(candidates, key=lambda c: c.node_id)
+    verdicts = tuple(_judge(demand, candidate, rules, height) for candidate in ordered)
+    fitting = [c for c, verdict in zip(ordered, verdicts, strict=True) if verdict.fits]
+    if len(fitting) < demand.min_nodes:
+        return Decision((), _waits(demand, verdicts, len(fitting)), verdicts)
+    gang, rejected = _form_gang(demand, fitting, rules)
+    if not gang:
+        return Decision((), _waits(demand, (*rejected, *verdicts), len(fitting) - len(rejected)), verdicts)
+    samples = _split(demand.global_batch, gang)
+    shards = tuple(
+        PlannedShard(c.node_id, rank, share, c.price_utlk_per_gflop)
+        for rank, (c, share) in enumerate(zip(gang, samples, strict=True))
+    )
+    return Decision(shards, _placed(demand, gang, samples), verdicts)
+
+
+def _judge(demand: Demand, node: Candidate, rules: Rules, height: int) -> NodeVerdict:
+    def no(code: str, reason: str) -> NodeVerdict:
+        return NodeVerdict(node.node_id, node.name, False, code, f"{node.name} {reason}")
+
+    if node.node_id in demand.banned:
+        return no("banned", "forged in this task and is not placed in it again")
+    if node.jailed_until_height is not None:
+        return no("jailed", f"is jailed for forging until block {max(node.jailed_until_height, height)}")
+    if not node.offered:
+        return no("no_offer", "does not offer itself; is its agent running?")
+    if node.state == "draining":
+        return no("draining", f"takes no new work ({node.state_reason or 'draining'})")
+    if node.state != "ready":
+        return no("busy", f"is busy ({node.state_reason or 'all slots are taken'})")
+    if node.speed_flops <= 0:
+        return no("not_measured", "has not measured its speed yet")
+    if node.memory_bytes < demand.memory_bytes:
+        return no("too_small", f"has {node.memory_bytes // MIB} MiB of {demand.memory_bytes // MIB} MiB")
+    if node.price_utlk_per_gflop > demand.price_utlk_per_gflop:
+        return no("too_expensive", f"asks for {format_tlk(node.price_utlk_per_gflop)} per GFLOP")
+    if node.stake_utlk < rules.min_node_stake_utlk:
+        return no("stake_too_small", f"has a stake of only {format_tlk(node.stake_utlk)}")
+    return NodeVerdict(node.node_id, node.name, True, "", f"{node.name} fits")
+
+
+def stake_needed_utlk(demand: Demand, samples: int, price_utlk_per_gflop: int, rules: Rules) -> int:
+    """Stake at which forging loses money (DESIGN, decision 4): stake × slash ≥ pay × (1 − p) / p, rounded up."""
+    flops = samples * demand.steps_per_segment * demand.flops_per_sample
+    pay = flops * price_utlk_per_gflop // GFLOP
+    rate = max(demand.audit_rate_ppm, rules.audit_floor_ppm)
+    return -(-pay * (PPM - rate) * PPM // (rate * rules.slash_ppm))
+
+
+def _form_gang(demand: Demand, fitting: list[Candidate], rules: Rules) -> tuple[list[Candidate], list[NodeVerdict]]:
+    """The best gang whose stakes all cover their shares; nodes whose stake does not are left out one by one."""
+    left = list(fitting)
+    rejected: list[NodeVerdict] = []
+    while len(left) >= demand.min_nodes:
+        gang = _best_gang(demand, left)
+        samples = _split(demand.global_batch, gang)
+        weak = [
+            node
+            for node, share in zip(gang, samples, strict=True)
+            if node.stake_utlk
+            < node.stake_in_use_utlk + stake_needed_utlk(demand, share, node.price_utlk_per_gflop, rules)
+        ]
+        if not weak:
+            return gang, rejected
+        # The one with the least stake goes: the others' shares grow, so each is looked at again.
+        worst = min(weak, key=lambda n: (n.stake_utlk - n.stake_in_use_utlk, n.node_id))
+        reason = f"{worst.name} has too small a free stake ({format_tlk(worst.stake_utlk)}) for its share"
+        rejected.append(NodeVerdict(worst.node_id, worst.name, False, "stake_too_small", reason))
+        left.remove(worst)
+    return [], rejected
+
+
+def _best_gang(demand: Demand, fitting: list[Candidate]) -> list[Candidate]:
+    """The size and the members with the least tokens × seconds, then the small lane."""
+    by_value = sorted(fitting, key=lambda c: (-c.speed_flops / max(c.price_utlk_per_gflop, 1), c.node_id))
+    sizes = range(demand.min_nodes, min(demand.max_nodes, len(by_value), demand.global_batch) + 1)
+    size = min(sizes, key=lambda n: (_tokens_times_seconds(by_value[:n]), n))
+    gang = by_value[:size]
+    waiting = [c for c in by_value[size:] if c.passed_over >= LANE_AFTER]
+    if waiting and size >= LANE_MIN_GANG:
+        gang[-1] = max(waiting, key=lambda c: (c.passed_over, c.node_id))
+    return gang
+
+
+def _tokens_times_seconds(gang: Sequence[Candidate]) -> float:
+    """Up to a factor that is the same for every gang of one task: Σ speed·price / Σ speed tokens, 1 / Σ speed seconds."""
+    speed = sum(c.speed_flops for c in gang)
+    price = sum(c.speed_flops * c.price_utlk_per_gflop for c in gang) / speed
+    return price / speed
+
+
+def _split(batch: int, gang: Sequence[Candidate]) -> list[int]:
+    """Samples of each rank in proportion to speed, by largest remainder, at least one for each."""
+    parts = split_by_weight(batch - len(gang), [c.speed_flops for c in gang])
+    return [part + 1 for part in parts]
+
+
+def _placed(demand: Demand, gang: Sequence[Candidate], samples: Sequence[int]) -> str:
+    speed = sum(c.speed_flops for c in gang)
+    seconds = demand.global_batch * demand.flops_per_sample / speed
+    tokens = sum(
+        share * demand.flops_per_sample * c.price_utlk_per_gflop // GFLOP
+        for c, share in zip(gang, samples, strict=True)
+    )
+    shares = ", ".join(f"{c.name} {share}" for c, share in zip(gang, samples, strict=True))
+    return (
+        f"placed on {len(gang)} nodes, samples of each batch: {shares}; about {seconds * 1000:.1f} ms and "
+        f"{format_tlk(tokens)} a step"
+    )
+
+
+def _waits(demand: Demand, verdicts: Sequence[NodeVerdict], fits: int) -> str:
+    asked = (
+        f"needs {demand.min_nodes} nodes with {demand.memory_bytes // MIB} MiB at "
+        f"{format_tlk(demand.price_utlk_per_gflop)} per GFLOP or less; {max(fits, 0)} fit"
+    )
+    seen: set[str] = set()
+    others = []
+    for verdict in verdicts:
+        if not verdict.fits and verdict.node_id not in seen:
+            seen.add(verdict.node_id)
+            others.append(verdict.reason)
+    return f"waits: {asked}" + (f"; {'; '.join(others)}" if others else "; no node is registered")

@@ -1,0 +1,131 @@
+"""The scheduler's gRPC service, and how its parts are put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from talkoo_api.ledger.v1 import service_pb2_grpc as ledger_grpc
+from talkoo_api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+
+from talkoo_core.errors import InvalidInput
+from talkoo_runtime.clock import SystemClock
+from talkoo_runtime.etcd import EtcdStore
+from talkoo_runtime.grpc_client import service_channel
+from talkoo_runtime.grpc_server import make_server, start_server
+from talkoo_runtime.identity import identity_of, require
+from talkoo_runtime.keys import load_key
+from talkoo_runtime.ledger_client import LedgerClient
+from talkoo_runtime.supervision import Background
+from talkoo_scheduler.keys import Keys, StoredReport
+from talkoo_scheduler.leader import Desk, Leader, explain, read_offers
+from talkoo_scheduler.settings import SchedulerSettings
+
+log = logging.getLogger(__name__)
+MAX_REPORT_BYTES = 1_024
+READERS = {"agent", "gateway", "supervisor", "scheduler"}
+STOP_GRACE_S = 1.0
+
+
+class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
+    """Takes the offers and reports of the own organization's agents; answers questions."""
+
+    def __init__(self, settings: SchedulerSettings, ledger: LedgerClient, store: EtcdStore, keys: Keys) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._store = store
+        self._keys = keys
+
+    def _own_agent(self, context: Any, node_name: str = "") -> None:
+        identity = identity_of(context)
+        require(identity, roles={"agent"}, organization=self._settings.organization)
+        if node_name and node_name != identity.name:
+            raise InvalidInput(f"{identity} cannot speak for {node_name!r}", code="wrong_node")
+
+    def _reader(self, context: Any) -> None:
+        require(identity_of(context), roles=READERS, organization=self._settings.organization)
+
+    async def Offer(self, request: Any, context: Any) -> scheduler_pb2.OfferResponse:
+        """An offer lives for its TTL after the agent's last word."""
+        offer = request.offer
+        self._own_agent(context, offer.name)
+        if offer.organization != self._settings.organization or not offer.node_id:
+            raise InvalidInput("an offer names its node and its own organization", code="bad_offer")
+        await self._store.put_for(
+            self._keys.offer(offer.node_id), offer.SerializeToString(), self._settings.offer_ttl_s
+        )
+        return scheduler_pb2.OfferResponse(ttl_s=self._settings.offer_ttl_s)
+
+    async def Withdraw(self, request: Any, context: Any) -> scheduler_pb2.WithdrawResponse:
+        self._own_agent(context)
+        await self._store.delete(self._keys.offer(request.node_id))
+        return scheduler_pb2.WithdrawResponse()
+
+    async def ListOffers(self, request: Any, context: Any) -> scheduler_pb2.ListOffersResponse:
+        self._reader(context)
+        offers = await read_offers(self._store, self._keys)
+        return scheduler_pb2.ListOffersResponse(
+            offers=sorted(offers.values(), key=lambda o: o.name), leader=await self._store.leader(self._keys.leader)
+        )
+
+    async def Explain(self, request: Any, context: Any) -> scheduler_pb2.Explanation:
+        self._reader(context)
+        leader = await self._store.leader(self._keys.leader)
+        return await explain(self._ledger, self._store, self._keys, request.task_id, leader)
+
+    async def ReportShard(self, request: Any, context: Any) -> scheduler_pb2.ReportShardResponse:
+        self._own_agent(context)
+        report = StoredReport(
+            attempt=request.attempt,
+            node=identity_of(context).name,
+            kind=request.kind,
+            message=request.message[:MAX_REPORT_BYTES],
+        )
+        await self._store.put(self._keys.report(request.task_id), msgspec.json.encode(report))
+        log.info("%s reports of %s: %s: %s", report.node, request.task_id, report.kind, report.message)
+        return scheduler_pb2.ReportShardResponse()
+
+
+async def serve(settings: SchedulerSettings, background: Background) -> Callable[[], Awaitable[None]]:
+    """Connect to the ledger and etcd, serve, and stand for election."""
+    channel = service_channel(settings, settings.ledger)
+    stub = ledger_grpc.LedgerStub(channel)  # type: ignore[no-untyped-call]  # generated
+    ledger = LedgerClient(stub, load_key(Path(settings.account_key)))
+    store = EtcdStore(
+        list(settings.etcd), Path(settings.certificate), Path(settings.private_key), Path(settings.trust_bundle)
+    )
+    await store.open()
+    keys = Keys(settings.federation)
+    desk = Desk(ledger)
+    leader = Leader(ledger, store, keys, desk, settings.organization, SystemClock())
+
+    async def stand() -> None:
+        """Campaign, lead, and again. Trouble with etcd or the ledger ends a term, never the service."""
+        term = await store.campaign(keys.leader, settings.organization, settings.offer_ttl_s)
+        try:
+            await leader.lead(term.lost)
+        finally:
+            await asyncio.shield(term.resign())
+
+    async def stand_again() -> None:
+        while True:
+            await stand()
+
+    server = make_server()
+    servicer = SchedulerServicer(settings, ledger, store, keys)
+    scheduler_pb2_grpc.add_SchedulerServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]  # generated
+    await start_server(server, settings)
+    background.start_restarting("following the ledger", desk.follow)
+    background.start_restarting("election", stand_again)
+
+    async def stop() -> None:
+        await server.stop(STOP_GRACE_S)
+        await background.stop()
+        await store.close()
+        await channel.close()
+
+    return stop
