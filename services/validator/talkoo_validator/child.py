@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +35,46 @@ STOP_TIMEOUT_S = 3.0
 MAX_LOG_BYTES = 8 * 1024 * 1024
 
 
+class _Process:
+    """A child with pipes that asyncio reads.
+
+    Started by `subprocess`, which uses vfork: uvloop's own way is a fork that runs gRPC's handlers between fork and
+    exec, and those can lock the child up for ever.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], stdin: asyncio.StreamWriter, stdout: asyncio.StreamReader):
+        self.stdin, self.stdout, self.pid = stdin, stdout, process.pid
+        self._process = process
+
+    @classmethod
+    async def start(cls, arguments: list[str], errors: BinaryIO) -> _Process:
+        process = await asyncio.to_thread(_open, arguments, errors)
+        loop = asyncio.get_running_loop()
+        stdout = asyncio.StreamReader(limit=LINE_MAX_BYTES, loop=loop)
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdout, loop=loop), process.stdout)
+        protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), loop=loop)  # brings the flow control
+        transport, _ = await loop.connect_write_pipe(lambda: protocol, process.stdin)
+        return cls(process, asyncio.StreamWriter(transport, protocol, None, loop), stdout)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    async def wait(self) -> bool:
+        """Whether it ended within `STOP_TIMEOUT_S`."""
+        try:
+            await asyncio.to_thread(self._process.wait, STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def close(self) -> None:
+        self.stdin.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
 class RecomputeChild:
     """One child, one segment at a time; the caller waits in line. `refusal` says why there can be none."""
 
@@ -42,7 +83,7 @@ class RecomputeChild:
         self.hardware_class = ""
         self._log_path = log_path
         self._timeout_s = timeout_s
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: _Process | None = None
         self._turn = asyncio.Lock()
         self._computing: tuple[str, int, int] | None = None
 
@@ -66,20 +107,18 @@ class RecomputeChild:
     def stop_if_computing(self, key: tuple[str, int, int]) -> None:
         """Nobody needs this segment's verdict any more: end the work on it, if it is under way."""
         process = self._process
-        if self._computing == key and process is not None and process.stdin is not None:
+        if self._computing == key and process is not None:
             process.stdin.write(line_of(Stop()))
 
     async def close(self) -> None:
         process, self._process = self._process, None
-        if process is None or process.stdin is None:
+        if process is None:
             return
         process.stdin.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+        await process.wait()
         await self._end(process)
 
-    async def _ask(self, process: asyncio.subprocess.Process, order: Recompute) -> Recomputed | Failed:
-        assert process.stdin is not None
+    async def _ask(self, process: _Process, order: Recompute) -> Recomputed | Failed:
         line = line_of(order)
         if len(line) > LINE_MAX_BYTES:
             raise Exhausted(f"the order for a segment has {len(line)} bytes; {LINE_MAX_BYTES} is the most")
@@ -100,8 +139,8 @@ class RecomputeChild:
         await self._end(process)
         return Failed(kind="died", message=f"the re-computing child ended; {self._log_path} says why")
 
-    async def _ensure(self) -> asyncio.subprocess.Process | None:
-        if self._process is not None and self._process.returncode is None:
+    async def _ensure(self) -> _Process | None:
+        if self._process is not None and self._process.alive:
             return self._process
         process = await self._spawn()
         try:
@@ -121,22 +160,12 @@ class RecomputeChild:
         log.warning("%s", self.refusal)
         return None
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _spawn(self) -> _Process:
         with _log_file(self._log_path) as file:
-            return await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "talkoo_validator.recompute",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=file,
-                start_new_session=True,
-                limit=LINE_MAX_BYTES,
-            )
+            return await _Process.start([sys.executable, "-m", "talkoo_validator.recompute"], file)
 
-    async def _read(self, process: asyncio.subprocess.Process) -> FromChild | None:
+    async def _read(self, process: _Process) -> FromChild | None:
         """The child's next message; None when it has ended or speaks nonsense."""
-        assert process.stdout is not None
         try:
             line = await process.stdout.readline()
             return from_child.decode(line) if line else None
@@ -144,13 +173,21 @@ class RecomputeChild:
             log.warning("the re-computing child wrote a line that cannot be read: %s", error)
             return None
 
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
+    async def _end(self, process: _Process) -> None:
         """Kill the child and the fork that may compute under it: they are a session of their own."""
         if process is self._process:
             self._process = None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        if not await process.wait():
+            log.warning("the re-computing child %d does not end, though it was killed", process.pid)
+        process.close()
+
+
+def _open(arguments: list[str], errors: BinaryIO) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+    )
 
 
 def _log_file(path: Path) -> BinaryIO:
