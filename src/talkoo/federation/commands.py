@@ -16,6 +16,9 @@ from talkoo_core.errors import InvalidInput
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from talkoo.federation.plan import FederationPlan
+    from talkoo.federation.runner import Federation
+
 DEFAULT_HOME = ".talkoo"
 
 
@@ -55,29 +58,24 @@ def up(home: Path | None, forge: tuple[str, ...]) -> None:
     asyncio.run(_stay(folder, default_plan(_forgers(forge)) if forge else None, Console(highlight=False)))
 
 
-async def _stay(home: Path, plan: object, console: Console) -> None:
-    from talkoo.client_async import AsyncClient
-    from talkoo.federation.plan import FederationPlan
+async def _stay(home: Path, plan: FederationPlan | None, console: Console) -> None:
     from talkoo.federation.runner import Federation
 
-    assert plan is None or isinstance(plan, FederationPlan)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     began = loop.time()
     console.print(f"Starting a federation in {home}")
-    async with Federation(
-        home, plan, on_crash=lambda sentence: console.print(f"[red]crash[/] {sentence}")
-    ) as federation:
-        starting = asyncio.create_task(_announce(federation, console, began))
+    federation = Federation(
+        home, plan, on_crash=lambda sentence: console.print(f"[red]crash[/] {sentence}", soft_wrap=True)
+    )
+    async with federation:
+        starting = asyncio.create_task(_start(federation, console, began))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             await starting
-            async with AsyncClient(home) as client:
-                await federation.takes_tasks(client)
-            _invite(home, console, loop.time() - began)
             await stop.wait()
         for task in (starting, stopping):
             task.cancel()
@@ -85,10 +83,10 @@ async def _stay(home: Path, plan: object, console: Console) -> None:
         console.print("Stopping; `talkoo up` goes on from here")
 
 
-async def _announce(federation: object, console: Console, began: float) -> None:
-    from talkoo.federation.runner import Federation
+async def _start(federation: Federation, console: Console, began: float) -> None:
+    """Until the federation takes tasks, telling what serves."""
+    from talkoo.client_async import AsyncClient
 
-    assert isinstance(federation, Federation)
     now = asyncio.get_running_loop().time
 
     def say(name: str) -> None:
@@ -96,6 +94,9 @@ async def _announce(federation: object, console: Console, began: float) -> None:
         console.print(f"  {now() - began:5.1f} s  {name} serves ({done}/{total})")
 
     await federation.ready(say)
+    async with AsyncClient(federation.home) as client:
+        await federation.takes_tasks(client)
+    _invite(federation.home, console, now() - began)
 
 
 def _invite(home: Path, console: Console, seconds: float) -> None:

@@ -83,10 +83,10 @@ def default_plan(forgers: dict[str, int] | None = None) -> FederationPlan:
         name=FEDERATION_NAME,
         chain_id=f"{FEDERATION_NAME}-1",
         organizations=[
-            OrganizationPlan("north", [_node("north-1", 1.0, 1024, 2.0), _node("north-2", 0.6, 1024, 1.6)]),
-            OrganizationPlan("east", [_node("east-1", 0.8, 1024, 1.8), _node("east-small", 0.2, 384, 0.3)]),
-            OrganizationPlan("south", [_node("south-1", 0.5, 768, 1.5)]),
-            OrganizationPlan("west", [_node("west-1", 0.9, 1024, 1.2)]),
+            OrganizationPlan("north", [_node("north-1", 1.0, 1024, 1.0), _node("north-2", 0.6, 1024, 0.8)]),
+            OrganizationPlan("east", [_node("east-1", 0.8, 1024, 0.9), _node("east-small", 0.2, 384, 0.15)]),
+            OrganizationPlan("south", [_node("south-1", 0.5, 768, 0.75)]),
+            OrganizationPlan("west", [_node("west-1", 0.9, 1024, 0.6)]),
         ],
         users=[UserPlan("alice", "north", 500 * UTLK_PER_TLK), UserPlan("bob", "south", 50 * UTLK_PER_TLK)],
     )
