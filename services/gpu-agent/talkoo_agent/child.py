@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from talkoo_agent.spawn import Spawned, spawn
 from talkoo_agent.trainer_messages import LINE_MAX_BYTES, line_of
 from talkoo_core.errors import Failed, Unavailable
 
@@ -43,7 +44,7 @@ class LineChild(Generic[T]):
         self._decoder = decoder
         self.on_log = on_log
         self._environment = environment or {}
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Spawned | None = None
         self._log_reader: asyncio.Task[None] | None = None
 
     @property
@@ -59,22 +60,14 @@ class LineChild(Generic[T]):
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
             "TALKOO_DIE_WITH_PARENT": "1",
         }
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            self._module,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=environment | threads | self._environment,
-            limit=LINE_MAX_BYTES,
+        self._process = await spawn(
+            [sys.executable, "-m", self._module], environment | threads | self._environment, LINE_MAX_BYTES
         )
         self._log_reader = asyncio.create_task(self._read_log(), name=f"log of {self._module}")
 
     async def send(self, message: msgspec.Struct) -> None:
         """Raises Unavailable (code `child_gone`) when the child has ended."""
         assert self._process is not None
-        assert self._process.stdin is not None
         try:
             self._process.stdin.write(line_of(message))
             await self._process.stdin.drain()
@@ -84,7 +77,6 @@ class LineChild(Generic[T]):
     async def next_message(self) -> T | None:
         """None when the child closed its output. Raises Failed (code `internal`) on a line that is no message."""
         assert self._process is not None
-        assert self._process.stdout is not None
         try:
             line = await self._process.stdout.readline()
             return self._decoder.decode(line) if line else None
@@ -106,18 +98,18 @@ class LineChild(Generic[T]):
         if process is None:
             return
         if process.returncode is None:
-            process.terminate()
+            process.popen.terminate()
             try:
                 await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
             except TimeoutError:
-                process.kill()
+                process.popen.kill()
                 await process.wait()
         if self._log_reader is not None:
             await asyncio.gather(self._log_reader, return_exceptions=True)
+        process.close()
 
     async def _read_log(self) -> None:
         assert self._process is not None
-        assert self._process.stderr is not None
         while True:
             try:
                 line = await self._process.stderr.readline()

@@ -58,6 +58,7 @@ def _same(node: Node, known: state_pb2.Node, measured: Measured) -> bool:
 async def offer_forever(node: Node, work: Work, serving: Serving) -> None:
     """Register, then send the offer twice in each lifetime, and at once when shards come or go."""
     record = await register(node)
+    node.spare.refill()
     read_at = time.monotonic()
     ttl_s = FIRST_TTL_S
     refused = ""

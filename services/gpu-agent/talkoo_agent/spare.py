@@ -22,7 +22,6 @@ class Spare:
         self._wanted = wanted
         self._child: LineChild[FromTrainer] | None = None
         self._needed = asyncio.Event()
-        self._needed.set()
 
     async def take(self) -> LineChild[FromTrainer]:
         """A started trainer that has heard nothing yet; the caller owns it."""
@@ -34,7 +33,7 @@ class Spare:
         return child
 
     def refill(self) -> None:
-        """A shard has ended: the next one may use a spare again."""
+        """The node has registered, or a shard has ended: the next task may find a spare."""
         self._needed.set()
 
     async def keep(self) -> None:

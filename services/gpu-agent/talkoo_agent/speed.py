@@ -15,7 +15,8 @@ from pathlib import Path
 import msgspec
 
 from talkoo_agent.devices import Device
-from talkoo_agent.trainer_messages import Measured, from_trainer
+from talkoo_agent.spawn import spawn
+from talkoo_agent.trainer_messages import LINE_MAX_BYTES, Measured, from_trainer
 from talkoo_core.errors import Failed
 from talkoo_runtime.disk import write_atomic
 
@@ -58,27 +59,20 @@ def _read(path: Path) -> Remembered | None:
 
 
 async def _measure(duty: float) -> Measured:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "talkoo_agent.trainer",
-        "--measure",
-        "--duty",
-        str(duty),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    arguments = [sys.executable, "-m", "talkoo_agent.trainer", "--measure", "--duty", str(duty)]
+    process = await spawn(arguments, None, LINE_MAX_BYTES)
     try:
-        out, errors = await asyncio.wait_for(process.communicate(), MEASURE_TIMEOUT_S)
+        async with asyncio.timeout(MEASURE_TIMEOUT_S):
+            out, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
+            status = await process.wait()
     except TimeoutError:
-        process.kill()
-        await process.wait()
         raise Failed(f"measuring the node took over {MEASURE_TIMEOUT_S:.0f} s", code="cannot_measure") from None
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
-    if process.returncode != 0:
+    finally:
+        if process.returncode is None:
+            process.popen.kill()
+            await process.wait()
+        process.close()
+    if status != 0:
         last = (errors.decode("utf-8", "replace").strip().splitlines() or ["no word"])[-1]
         raise Failed(f"the node cannot be measured: {last}", code="cannot_measure")
     message = from_trainer.decode(out)
