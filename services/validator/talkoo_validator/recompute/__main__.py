@@ -18,7 +18,7 @@ import msgspec
 from talkoo_core.errors import InvalidInput
 from talkoo_validator.orders import LINE_MAX_BYTES, Failed, Ready, Recompute, Stop, line_of, to_child
 
-NICENESS = 10
+NICENESS = 5
 """Training on the same machine goes first."""
 READ_BYTES = 1 << 16
 
