@@ -1,3 +1,4 @@
+# ruff: noqa: N802  (method names are the wire contract's)
 """The validator's service over real mutual TLS, with real blobs and the real child.
 
 The ledger is a stand-in that keeps segments and takes verdicts, since a real node brings consensus that these tests are
