@@ -46,12 +46,9 @@ def _placed(story: Story, _subject: str, a: Mapping[str, str]) -> str:
 
 
 def _audit_opened(_story: Story, _subject: str, a: Mapping[str, str]) -> str:
-    why = {
-        "probation": "a newcomer is in the gang",
-        "last": "the last segment always is",
-        "disagreement": "the ranks disagree on the result",
-    }.get(a["reason"], f"drawn by the chain, chance {int(a['rate_ppm']) * 100 // PPM} %")
-    return f"segment {_number(a)} is opened: four validators re-compute it ({why})"
+    rate = int(a["rate_ppm"])
+    chance = f", chance {rate * 100 // PPM} %" if rate < PPM else ""
+    return f"segment {_number(a)} is opened: the validators re-compute it ({a['reason']}{chance})"
 
 
 def _audit_skipped(_story: Story, _subject: str, a: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -289,7 +290,7 @@ def _account(key: PrivateKey, balance_utlk: int, label: str) -> dict[str, object
     return {"address": address_of_key(key.public.raw), "balance_utlk": balance_utlk, "label": label}
 
 
-def _toml(settings: dict[str, object]) -> str:
+def _toml(settings: Mapping[str, object]) -> str:
     """The few TOML shapes our settings have: JSON scalars and lists are TOML; tables of peers come last."""
     lines, tables = [], []
     for name, value in settings.items():
