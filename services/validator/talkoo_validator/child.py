@@ -38,8 +38,8 @@ MAX_LOG_BYTES = 8 * 1024 * 1024
 class _Process:
     """A child with pipes that asyncio reads.
 
-    Started by `subprocess`, which uses vfork: uvloop's own way is a fork that runs gRPC's handlers between fork and
-    exec, and those can lock the child up for ever.
+    Started by `subprocess`, which uses vfork: nothing of this process's threads and fork handlers runs before exec.
+    uvloop's own way is a fork of the whole process, gRPC's threads and all.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], stdin: asyncio.StreamWriter, stdout: asyncio.StreamReader):
