@@ -143,12 +143,12 @@ class LedgerClient:
 
     async def params(self) -> state_pb2.Params:
         """The ledger's parameters, read once."""
-        known = self._params
-        if known is None:
-            known = self._params = await _translated(
-                self._stub.GetParams(service_pb2.GetParamsRequest(), timeout=READ_TIMEOUT_S)
-            )
-        return known
+        if self._params is not None:
+            return self._params
+        call = self._stub.GetParams(service_pb2.GetParamsRequest(), timeout=READ_TIMEOUT_S)
+        params: state_pb2.Params = await _translated(call)
+        self._params = params
+        return params
 
     async def status(self) -> service_pb2.Status:
         return await _translated(self._stub.GetStatus(service_pb2.GetStatusRequest(), timeout=READ_TIMEOUT_S))

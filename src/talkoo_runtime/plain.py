@@ -34,7 +34,7 @@ def enum_words(enum: EnumDescriptor) -> list[str]:
     return [enum_word(enum, value.number) for value in enum.values]
 
 
-def _field(message: Message, field: FieldDescriptor) -> Any:
+def _field(message: Message, field: Any) -> Any:
     value = getattr(message, field.name)
     if field.is_repeated:
         return [_value(field, item) for item in value]

@@ -75,6 +75,7 @@ def test_an_empty_environment_gets_a_working_command(wheel: Path, tmp_path: Path
 )
 def test_services_start_without_loading_torch(module: str) -> None:
     target = module if module == "talkoo.cli" else f"{module}.service"
-    code = f"import sys, {target}; bad = {{'torch', 'sklearn', 'matplotlib'}} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    heavy = "{'torch', 'sklearn', 'matplotlib'}"
+    code = f"import sys, {target}; found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

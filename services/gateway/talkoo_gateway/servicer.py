@@ -28,50 +28,42 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         self._desk = desk
         self._up = desk.up
 
-    async def Broadcast(  # noqa: N802
-        self, request: service_pb2.BroadcastRequest, context: Any
-    ) -> service_pb2.BroadcastResponse:
+    async def Broadcast(self, request: service_pb2.BroadcastRequest, context: Any) -> service_pb2.BroadcastResponse:
         return await self._pass(self._up.ledger.Broadcast, request, context)
 
-    async def WaitTx(self, request: service_pb2.WaitTxRequest, context: Any) -> service_pb2.TxResult:  # noqa: N802
+    async def WaitTx(self, request: service_pb2.WaitTxRequest, context: Any) -> service_pb2.TxResult:
         _admit(context)
         return await called(self._up.ledger.WaitTx, request, request.timeout_ms / 1000 + WAIT_MARGIN_S)
 
-    async def GetStatus(self, request: service_pb2.GetStatusRequest, context: Any) -> service_pb2.Status:  # noqa: N802
+    async def GetStatus(self, request: service_pb2.GetStatusRequest, context: Any) -> service_pb2.Status:
         return await self._pass(self._up.ledger.GetStatus, request, context)
 
-    async def Get(self, request: service_pb2.GetRequest, context: Any) -> service_pb2.GetResponse:  # noqa: N802
+    async def Get(self, request: service_pb2.GetRequest, context: Any) -> service_pb2.GetResponse:
         return await self._pass(self._up.ledger.Get, request, context)
 
-    async def List(self, request: service_pb2.ListRequest, context: Any) -> service_pb2.ListResponse:  # noqa: N802
+    async def List(self, request: service_pb2.ListRequest, context: Any) -> service_pb2.ListResponse:
         return await self._pass(self._up.ledger.List, request, context)
 
-    async def GetSupply(self, request: service_pb2.GetSupplyRequest, context: Any) -> state_pb2.Supply:  # noqa: N802
+    async def GetSupply(self, request: service_pb2.GetSupplyRequest, context: Any) -> state_pb2.Supply:
         return await self._pass(self._up.ledger.GetSupply, request, context)
 
-    async def GetParams(self, request: service_pb2.GetParamsRequest, context: Any) -> state_pb2.Params:  # noqa: N802
+    async def GetParams(self, request: service_pb2.GetParamsRequest, context: Any) -> state_pb2.Params:
         return await self._pass(self._up.ledger.GetParams, request, context)
 
-    async def GetGenesis(  # noqa: N802
-        self, request: service_pb2.GetGenesisRequest, context: Any
-    ) -> service_pb2.Genesis:
+    async def GetGenesis(self, request: service_pb2.GetGenesisRequest, context: Any) -> service_pb2.Genesis:
         return await self._pass(self._up.ledger.GetGenesis, request, context)
 
-    async def Blocks(  # noqa: N802
-        self, request: service_pb2.BlocksRequest, context: Any
-    ) -> AsyncIterator[service_pb2.RawBlock]:
+    async def Blocks(self, request: service_pb2.BlocksRequest, context: Any) -> AsyncIterator[service_pb2.RawBlock]:
         _admit(context)
         async for block in streamed(self._up.ledger.Blocks(request)):
             yield block
 
-    async def Follow(  # noqa: N802
-        self, request: service_pb2.FollowRequest, context: Any
-    ) -> AsyncIterator[service_pb2.BlockEvents]:
+    async def Follow(self, request: service_pb2.FollowRequest, context: Any) -> AsyncIterator[service_pb2.BlockEvents]:
         _admit(context)
         async for block in streamed(self._up.ledger.Follow(request)):
             yield block
 
-    async def PutBlob(  # noqa: N802
+    async def PutBlob(
         self, request_iterator: AsyncIterator[gateway_pb2.BlobChunk], context: Any
     ) -> gateway_pb2.BlobInfo:
         _admit(context)
@@ -82,49 +74,41 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
 
         return await self._desk.blobs.put(parts())
 
-    async def GetBlob(  # noqa: N802
-        self, request: gateway_pb2.GetBlobRequest, context: Any
-    ) -> AsyncIterator[gateway_pb2.BlobChunk]:
+    async def GetBlob(self, request: gateway_pb2.GetBlobRequest, context: Any) -> AsyncIterator[gateway_pb2.BlobChunk]:
         _admit(context)
         async for part in self._desk.blobs.get(request.sha256):
             yield gateway_pb2.BlobChunk(data=part)
 
-    async def ListOffers(  # noqa: N802
+    async def ListOffers(
         self, request: scheduler_pb2.ListOffersRequest, context: Any
     ) -> scheduler_pb2.ListOffersResponse:
         return await self._pass(self._up.scheduler.ListOffers, request, context)
 
-    async def Explain(  # noqa: N802
-        self, request: scheduler_pb2.ExplainRequest, context: Any
-    ) -> scheduler_pb2.Explanation:
+    async def Explain(self, request: scheduler_pb2.ExplainRequest, context: Any) -> scheduler_pb2.Explanation:
         return await self._pass(self._up.scheduler.Explain, request, context)
 
-    async def ListAudits(  # noqa: N802
+    async def ListAudits(
         self, request: validator_pb2.ListAuditsRequest, context: Any
     ) -> validator_pb2.ListAuditsResponse:
         return await self._pass(self._up.validator.ListAudits, request, context)
 
-    async def Logs(  # noqa: N802
-        self, request: agent_pb2.LogsRequest, context: Any
-    ) -> AsyncIterator[agent_pb2.LogLine]:
+    async def Logs(self, request: agent_pb2.LogsRequest, context: Any) -> AsyncIterator[agent_pb2.LogLine]:
         _admit(context)
         async for line in self._desk.logs(request):
             yield line
 
-    async def Progress(  # noqa: N802
+    async def Progress(
         self, request: agent_pb2.ProgressRequest, context: Any
     ) -> AsyncIterator[agent_pb2.ProgressUpdate]:
         _admit(context)
         async for update in self._desk.progress(request):
             yield update
 
-    async def QuoteModel(  # noqa: N802
-        self, request: gateway_pb2.QuoteModelRequest, context: Any
-    ) -> gateway_pb2.Quote:
+    async def QuoteModel(self, request: gateway_pb2.QuoteModelRequest, context: Any) -> gateway_pb2.Quote:
         _admit(context)
         return await self._desk.quote(request.version)
 
-    async def Infer(self, request: agent_pb2.InferRequest, context: Any) -> agent_pb2.InferResponse:  # noqa: N802
+    async def Infer(self, request: agent_pb2.InferRequest, context: Any) -> agent_pb2.InferResponse:
         _admit(context)
         return await self._desk.infer(request)
 

@@ -206,7 +206,7 @@ def _best_gang(demand: Demand, fitting: list[Candidate]) -> list[Candidate]:
 
 
 def _tokens_times_seconds(gang: Sequence[Candidate]) -> float:
-    """Up to a factor that is the same for every gang of one task: Σ speed·price / Σ speed tokens, 1 / Σ speed seconds."""
+    """Up to a factor that all gangs of one task share: Σ speed·price / Σ speed tokens, 1 / Σ speed seconds."""
     speed = sum(c.speed_flops for c in gang)
     price = sum(c.speed_flops * c.price_utlk_per_gflop for c in gang) / speed
     return price / speed
