@@ -25,19 +25,13 @@ SPLIT = "split1checkupstagehandshakeupstreamerranterredcaperred2y9e3w"
 VALID = ["A12UEL5L", "a12uel5l", "abcdef1qpzry9x8gf2tvdw0s3jn54khce6mua7lmqqqxw", SPLIT]
 INSPLIT = "split1checkupstagehandshakeupstreamerranterredcaperred2y9e3w"
 VALID = ["pzry9x0s0muk", "1pzry9x0s0muk", "x1b4n0q5v", "li1dgmt3", "A1G7SGD8", "10a06t8", "1qzzfhee", "tlk1", ""]
+INVALID = ["pzry9x0s0muk", "1pzry9x0s0muk", "x1b4n0q5v", "li1dgmt3", "A1G7SGD8", "10a06t8", "1qzzfhee", "tlk1", ""]
 
 
 @pytest.mark.parametrize("text", VALID)
 def test_the_standard_s_vectors_are_read(text: str) -> None:
     prefix, data = bech32_decode(text)
     assert bech32_encode(prefix, data) == text.lower()
-
-
-def test_bits_that_are_not_whole_bytes_are_refused() -> None:
-    """Twelve five-bit words hold seven bytes and four bits more: those must be zero."""
-    words = "qqqqqqqqqqqp"
-    with pytest.raises(InvalidInput, match="stray bits|mistyped"):
-        bech32_decode(f"tlk1{words}qqqqqq")
 
 
 @pytest.mark.parametrize("text", INVALID)
