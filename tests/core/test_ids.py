@@ -23,8 +23,6 @@ from talkoo_core.ids import (
 # BIP-173, section "Test vectors".
 SPLIT = "split1checkupstagehandshakeupstreamerranterredcaperred2y9e3w"
 VALID = ["A12UEL5L", "a12uel5l", "abcdef1qpzry9x8gf2tvdw0s3jn54khce6mua7lmqqqxw", SPLIT]
-INSPLIT = "split1checkupstagehandshakeupstreamerranterredcaperred2y9e3w"
-VALID = ["pzry9x0s0muk", "1pzry9x0s0muk", "x1b4n0q5v", "li1dgmt3", "A1G7SGD8", "10a06t8", "1qzzfhee", "tlk1", ""]
 INVALID = ["pzry9x0s0muk", "1pzry9x0s0muk", "x1b4n0q5v", "li1dgmt3", "A1G7SGD8", "10a06t8", "1qzzfhee", "tlk1", ""]
 
 
