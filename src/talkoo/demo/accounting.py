@@ -49,6 +49,11 @@ class Books:
         return sum(self.earned[address][kind] for kind in kinds) if address in self.earned else 0
 
 
+def _tlk(amount_utlk: int) -> str:
+    """An amount for a column whose heading names the unit."""
+    return format_tlk(amount_utlk).removesuffix(" TLK")
+
+
 def node_table(books: Books) -> Table:
     rows = []
     for node in sorted(books.nodes, key=lambda n: (-n.speed_flops, n.name)):
@@ -60,9 +65,9 @@ def node_table(books: Books) -> Table:
                 f"{node.speed_flops / 1e9:.2f}",
                 str(node.verified_segments),
                 f"{node.verified_gflop:,}",
-                format_tlk(books.earned_by(node.id, COMPUTE_KINDS)),
-                format_tlk(books.earned_by(node.id, REQUEST_KINDS)),
-                format_tlk(books.earned_by(node.id, EMISSION_KINDS)),
+                _tlk(books.earned_by(node.id, COMPUTE_KINDS)),
+                _tlk(books.earned_by(node.id, REQUEST_KINDS)),
+                _tlk(books.earned_by(node.id, EMISSION_KINDS)),
                 f"{node.energy_mj / MJ_PER_WH:.4f}",
                 state,
             )
@@ -72,18 +77,18 @@ def node_table(books: Books) -> Table:
         "Who computed",
         (
             "node",
-            "organization",
+            "member",
             "GFLOP/s",
             "segments",
-            "GFLOP verified",
-            "compute",
-            "requests",
-            "emission",
+            "GFLOP",
+            "compute TLK",
+            "requests TLK",
+            "emission TLK",
             "Wh",
             "standing",
         ),
         tuple(rows),
-        note=f"Energy by source: {sources}.",
+        note=f"Segments and GFLOP: re-computed or accepted by draw. Energy by source: {sources}.",
     )
 
 
@@ -94,9 +99,9 @@ def organization_table(books: Books) -> Table:
             (
                 organization.name,
                 f"{organization.power:,}",
-                format_tlk(books.earned_by(organization.validator, VALIDATION_KINDS)),
-                format_tlk(books.earned_by(organization.owner, CONSENSUS_KINDS)),
-                format_tlk(
+                _tlk(books.earned_by(organization.validator, VALIDATION_KINDS)),
+                _tlk(books.earned_by(organization.owner, CONSENSUS_KINDS)),
+                _tlk(
                     books.earned_by(organization.owner, EMISSION_KINDS)
                     + books.earned_by(organization.validator, EMISSION_KINDS)
                 ),
@@ -104,7 +109,7 @@ def organization_table(books: Books) -> Table:
         )
     return Table(
         "Who validated and proposed",
-        ("organization", "voting power", "validation", "block fees", "emission"),
+        ("member", "voting power", "validation TLK", "block fees TLK", "emission TLK"),
         tuple(rows),
     )
 

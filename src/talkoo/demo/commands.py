@@ -9,6 +9,9 @@ from pathlib import Path
 
 import click
 
+PLAIN_WIDTH = 120
+"""Columns where the output is no terminal."""
+
 
 @click.command(epilog="Examples:\n\n  talkoo demo\n\n  talkoo demo --folder /tmp/first-try --json")
 @click.option(
@@ -26,6 +29,8 @@ def demo(folder: Path | None, as_json: bool) -> None:
 
     where = folder or Path("runs") / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"  # noqa: DTZ005  # the person's own clock
     console = Console(stderr=as_json, highlight=False)
+    if not console.is_terminal:
+        console = Console(stderr=as_json, highlight=False, width=PLAIN_WIDTH)
     with Scene(console) as scene:
         outcome = asyncio.run(run_demo(where.resolve(), scene))
         console.print(f"\nReport: {outcome.report}\nCurve:  {outcome.curve}")

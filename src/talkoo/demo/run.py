@@ -232,7 +232,7 @@ def _facts(
         ("held-out digits right", f"{model.heldout_correct}/{model.heldout_total}"),
         ("requests answered right", f"{right}/{REQUESTS}"),
         ("forgers slashed", str(sum(1 for node in books.nodes if node.slashed_utlk))),
-        ("segments trained twice", str(task.discarded_segments)),
+        ("segments discarded", str(task.discarded_segments)),
         ("paid for the task", format_tlk(task.spent_utlk)),
         ("electricity", f"{energy_wh:.3f} Wh"),
         ("whole demo", f"{seconds:.0f} s"),

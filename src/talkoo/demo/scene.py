@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
@@ -74,10 +75,12 @@ class Scene:
             self._task = None
 
     def table(self, table: Table) -> None:
-        rich = RichTable(title=table.title, title_justify="left", title_style="bold cyan", header_style="bold")
+        rich = RichTable(
+            title=table.title, title_justify="left", title_style="bold cyan", header_style="bold", box=SIMPLE_HEAD
+        )
         for index, column in enumerate(table.columns):
             numeric = bool(table.rows) and all(row[index][:1].isdigit() for row in table.rows if row[index])
-            rich.add_column(column, justify="right" if numeric else "left", overflow="fold")
+            rich.add_column(column, justify="right" if numeric else "left")
         for row in table.rows:
             strong = row[0] in ("sum", "issued")
             rich.add_row(*row, style="bold" if strong else ("red" if "slashed" in row[-1] else ""))
