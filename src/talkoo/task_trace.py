@@ -9,6 +9,7 @@ from pathlib import Path
 
 from opentelemetry import trace
 
+from talkoo.profile import PROFILE_FILE
 from talkoo_runtime.telemetry import setup_tracing, span, traceparent
 
 TRACES_FOLDER = "traces"
@@ -19,11 +20,10 @@ SERVICE = "talkoo-cli"
 def task_trace(home: Path, task_name: str) -> Iterator[str]:
     """A span `task.submit` around a block; gives the W3C traceparent for the transaction's memo.
 
-    Spans are written to `<home>/traces` where that folder is there, unless the program has its own tracing. Without
-    any, the trace still gets its id, so that the services' spans belong together.
+    Spans are written to `<home>/traces`, where the services of `talkoo up` write theirs, unless the program has its own
+    tracing. Without a home the trace still gets its id, so that the services' spans belong together.
     """
-    folder = home / TRACES_FOLDER
-    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider) and folder.is_dir():
-        setup_tracing(SERVICE, str(folder))
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider) and (home / PROFILE_FILE).is_file():
+        setup_tracing(SERVICE, str(home / TRACES_FOLDER))
     with span("task.submit", task_name=task_name):
         yield traceparent() or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"

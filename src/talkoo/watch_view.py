@@ -33,7 +33,7 @@ def show(sights: Iterable[Sight]) -> None:
 def news_line(sight: Sight, event: service_pb2.Event) -> str:
     """One event of the ledger as a person reads it; empty for those that only matter to programs."""
     said = {attribute.key: attribute.value for attribute in event.attributes}
-    segment = f"segment {int(said['segment']) + 1}" if said.get("segment", "").isdigit() else "a segment"
+    segment = f"segment {said['segment']}" if said.get("segment") else "a segment"
 
     def names(ids: str) -> str:
         return ", ".join(sight.nodes.get(node, node) for node in ids.split(",") if node) or "nobody"

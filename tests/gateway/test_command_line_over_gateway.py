@@ -117,6 +117,14 @@ async def test_a_task_is_submitted_with_its_escrow_and_trace(house: Any, shell: 
     assert (status, task.phase) == (0, state_pb2.TASK_PHASE_CANCELLED)
 
 
+async def test_the_trace_of_a_task_begins_at_its_submission(house: Any, shell: Shell) -> None:
+    status, out, err = await shell("submit", "task.yaml", "--flops-per-sample", "1000", "-q")
+    assert status == 0, err
+    written = (shell.folder / "home" / "traces" / "talkoo-cli.jsonl").read_text().splitlines()
+    span = next(item for item in map(json.loads, written) if item["name"] == "task.submit")
+    assert house.ledger.state["tasks"][out.strip()].trace.split("-")[1:3] == [span["trace_id"], span["span_id"]]
+
+
 async def test_a_watched_task_that_fails_ends_with_its_reason_and_status_10(house: Any, shell: Shell) -> None:
     watched = asyncio.create_task(shell("submit", "task.yaml", "--flops-per-sample", "1000", "--watch"))
     async with asyncio.timeout(30):

@@ -59,10 +59,12 @@ def explain(session: Session, task: str, form: str) -> None:
     if form != "table":
         render.print_data({**plain(explanation), "phase": handle.phase, "failure": handle.record.failure}, form)
         return
-    click.echo(f"{handle.id} ({handle.name}) is {handle.phase}: {handle.record.failure or explanation.summary}")
+    why = (handle.record.failure or explanation.summary).removeprefix(f"{handle.phase}: ")
+    click.echo(f"{handle.id} ({handle.name}) is {handle.phase}: {why}")
     for reason in explanation.nodes:
         mark = click.style("fits", fg="green") if reason.fits else click.style("does not fit", fg="yellow")
-        click.echo(f"  {reason.name}: {mark}{': ' + reason.reason if reason.reason else ''}")
+        said = reason.reason.removeprefix(f"{reason.name} ").removeprefix("fits")
+        click.echo(f"  {reason.name}: {mark}{': ' + said if said else ''}")
 
 
 @click.command(cls=Command)
