@@ -59,6 +59,8 @@ def up(home: Path | None, forge: tuple[str, ...]) -> None:
 
 
 async def _stay(home: Path, plan: FederationPlan | None, console: Console) -> None:
+    from rich.markup import escape
+
     from talkoo.federation.runner import Federation
 
     stop = asyncio.Event()
@@ -68,7 +70,7 @@ async def _stay(home: Path, plan: FederationPlan | None, console: Console) -> No
     began = loop.time()
     console.print(f"Starting a federation in {home}")
     federation = Federation(
-        home, plan, on_crash=lambda sentence: console.print(f"[red]crash[/] {sentence}", soft_wrap=True)
+        home, plan, on_crash=lambda sentence: console.print(f"[red]crash[/] {escape(sentence)}", soft_wrap=True)
     )
     async with federation:
         starting = asyncio.create_task(_start(federation, console, began))
@@ -117,6 +119,7 @@ def _invite(home: Path, console: Console, seconds: float) -> None:
 def doctor(home: Path | None) -> int:
     """Check this machine and the federation, and say what to do. Ends with status 1 when something is wrong."""
     from rich.console import Console
+    from rich.markup import escape
 
     from talkoo.federation.doctor import OK, WRONG, federation_checks, machine_checks
 
@@ -125,7 +128,8 @@ def doctor(home: Path | None) -> int:
     checks = [*machine_checks(folder), *asyncio.run(federation_checks(folder, None))]
     signs = {OK: "[green]ok[/]     ", WRONG: "[red]wrong[/]  "}
     for check in checks:
-        console.print(f"{signs.get(check.state, '[yellow]warning[/]')} {check.name:<11} {check.detail}", soft_wrap=True)
+        sign = signs.get(check.state, "[yellow]warning[/]")
+        console.print(f"{sign} {check.name:<11} {escape(check.detail)}", soft_wrap=True)
         if check.remedy:
-            console.print(f"{'':19} → {check.remedy}", soft_wrap=True)
+            console.print(f"{'':19} → {escape(check.remedy)}", soft_wrap=True)
     return 1 if any(check.state == WRONG for check in checks) else 0
