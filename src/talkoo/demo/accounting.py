@@ -148,7 +148,7 @@ def payment_table(books: Books, names: dict[str, str], task_id: str) -> Table:
             names.get(p.source, p.source),
             names.get(p.destination, p.destination),
             format_tlk(p.amount_utlk),
-            str(p.segment + 1) if p.kind in (*COMPUTE_KINDS, *VALIDATION_KINDS, "slash") else "",
+            str(p.segment) if p.kind in (*COMPUTE_KINDS, *VALIDATION_KINDS, "slash") else "",
             p.proof,
         )
         for p in books.payments

@@ -33,7 +33,7 @@ Teller = Callable[[Story, str, Mapping[str, str]], str | None]
 
 
 def _number(attributes: Mapping[str, str]) -> int:
-    return int(attributes["segment"]) + 1
+    return int(attributes["segment"])
 
 
 def _created(story: Story, _subject: str, a: Mapping[str, str]) -> str:
@@ -41,7 +41,7 @@ def _created(story: Story, _subject: str, a: Mapping[str, str]) -> str:
 
 
 def _placed(story: Story, _subject: str, a: Mapping[str, str]) -> str:
-    again = f" again, from segment {int(a['first_segment']) + 1}" if int(a["attempt"]) > 1 else ""
+    again = f" again, from segment {a['first_segment']}" if int(a["attempt"]) > 1 else ""
     return f"placed{again} on {story.all_names(a['nodes'])}"
 
 

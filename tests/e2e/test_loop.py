@@ -1,0 +1,90 @@
+"""The main job in a real federation, in order: each test goes on where the one before it ended."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.federation
+SHORTER = {"steps: 240": "steps: 150"}
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits"
+
+
+def test_the_forger_is_found_its_work_redone_and_the_model_registered(home: Any, program: Callable[..., Path]) -> None:
+    said = home.run("submit", str(program(SHORTER)), "--watch")
+    assert said.status == 0, said.err + said.out
+    task = home.task("digits")
+    assert task["phase"] == "completed"
+    assert task["discarded_segments"] >= 1
+    nodes = {node["name"]: node for node in home.json("nodes")}
+    assert nodes["west-1"]["slashed_utlk"] > 0
+    assert nodes["west-1"]["forged_segments"] >= 1
+    assert all(node["slashed_utlk"] == 0 for name, node in nodes.items() if name != "west-1")
+    model = home.json("models", "digits")
+    assert model["heldout_correct"] >= 0.95 * model["heldout_total"]
+    assert model["params_sha256"]
+    assert model["task_id"] == task["id"]
+    earned = [node for node in nodes.values() if node["earned_utlk"] > 0]
+    assert len(earned) >= 3
+    assert all(node["energy_mj"] > 0 for node in earned)
+
+
+def test_each_payment_names_its_proof_and_nothing_is_lost(home: Any) -> None:
+    payments = home.json("payments", "digits")
+    assert {"escrow", "compute", "validation", "slash", "refund"} <= {payment["kind"] for payment in payments}
+    assert all(payment["proof"] for payment in payments)
+    accounts = sum(int(a["balance_utlk"]) for a in home.json("accounts"))
+    nodes = sum(int(n["stake_utlk"]) for n in home.json("nodes"))
+    assert accounts + nodes > 0
+    assert "tokens      held equals issued" in home.run("doctor").out
+
+
+def test_three_requests_are_paid_and_answered_right(home: Any) -> None:
+    before = home.balance("bob")
+    pictures = json.loads((EXAMPLE / "three.json").read_text())
+    digits = []
+    for picture in pictures:
+        answer = json.loads(home.ok("request", "digits", "--input", json.dumps([picture]), user="bob"))
+        digits.append(answer[0]["digit"])
+    assert digits == [4, 9, 6]
+    assert home.balance("bob") < before
+
+
+def test_every_proof_holds_when_checked_from_the_blocks_and_by_computing_again(home: Any) -> None:
+    assert "proofs hold" in home.ok("verify", "digits")
+    assert "proofs hold" in home.ok("verify", "digits", "--recompute")
+
+
+def test_people_and_programs_can_read_everything(home: Any) -> None:
+    assert "completed" in home.ok("explain", "digits")
+    assert "segment" in home.ok("logs", "digits")
+    for what in ("tasks", "nodes", "models", "accounts", "payments", "blocks"):
+        assert home.ok(what).strip()
+        assert home.ok(what, "-o", "yaml").strip()
+        assert home.json(what)
+
+
+def test_one_trace_runs_from_submit_to_payment(home: Any) -> None:
+    names: dict[str, set[str]] = defaultdict(set)
+    for path in (home.folder / "traces").glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            span = json.loads(line)
+            names[span["trace_id"]].add(span["name"])
+    wanted = {
+        "task.submit",
+        "task.place",
+        "shard.start",
+        "shard.segment",
+        "segment.commit",
+        "audit.recompute",
+        "verdict.commit",
+        "verdict.reveal",
+        "block.finalize",
+        "payment",
+    }
+    assert any(wanted <= seen for seen in names.values()), dict(names)

@@ -1,0 +1,192 @@
+"""Who gets a task, and every reason why one waits. Pure: tables and properties."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from talkoo_ledger import economy
+from talkoo_scheduler.policy import (
+    LANE_AFTER,
+    MIB,
+    REASONS,
+    Candidate,
+    Decision,
+    Demand,
+    Rules,
+    decide,
+    queue_order,
+    stake_needed_utlk,
+)
+
+RULES = Rules(slash_ppm=500_000, audit_floor_ppm=100_000, min_node_stake_utlk=10_000_000)
+DEMAND = Demand(
+    task_id="task-1",
+    name="digits",
+    owner="alice",
+    min_nodes=2,
+    max_nodes=3,
+    memory_bytes=256 * MIB,
+    price_utlk_per_gflop=1_000_000,
+    global_batch=256,
+    steps_per_segment=30,
+    flops_per_sample=500_000,
+    audit_rate_ppm=300_000,
+    created_height=5,
+)
+
+
+def node(name: str, speed: int = 10**9, price: int = 500_000, **changes: object) -> Candidate:
+    made = Candidate(
+        node_id=f"tlk1{name}",
+        name=name,
+        organization="north",
+        offered=True,
+        state="ready",
+        state_reason="",
+        memory_bytes=1024 * MIB,
+        speed_flops=speed,
+        price_utlk_per_gflop=price,
+        stake_utlk=20_000_000,
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def names(decision: Decision) -> list[str]:
+    return [shard.node_id.removeprefix("tlk1") for shard in decision.shards]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        ({"jailed_until_height": 412}, "jailed", "x is jailed for forging until block 412"),
+        ({"offered": False}, "no_offer", "x does not offer itself"),
+        ({"state": "draining", "state_reason": "disk full"}, "draining", "x takes no new work (disk full)"),
+        ({"state": "busy", "state_reason": "1 of 1 slots are taken"}, "busy", "x is busy (1 of 1 slots are taken)"),
+        ({"speed_flops": 0}, "not_measured", "x has not measured its speed yet"),
+        ({"memory_bytes": 128 * MIB}, "too_small", "x has 128 MiB of 256 MiB"),
+        ({"price_utlk_per_gflop": 2_000_000}, "too_expensive", "x asks for 2.0 TLK per GFLOP"),
+        ({"stake_utlk": 5}, "stake_too_small", "x has a stake of only 0.000005 TLK"),
+    ],
+)
+def test_each_reason_has_its_code_and_sentence(changes: dict[str, object], code: str, said: str) -> None:
+    decision = decide(DEMAND, [node("a"), node("x", **changes)], RULES, 10)
+    verdict = next(v for v in decision.nodes if v.name == "x")
+    assert (verdict.fits, verdict.code) == (False, code)
+    assert code in REASONS
+    assert verdict.reason.startswith(said)
+    assert not decision.shards
+    assert decision.reason.startswith("waits: needs 2 nodes with 256 MiB at 1.0 TLK per GFLOP or less; 1 fit")
+    assert said in decision.reason
+
+
+def test_a_node_that_forged_in_this_task_is_not_placed_in_it_again() -> None:
+    demand = replace(DEMAND, banned=frozenset({"tlk1x"}))
+    decision = decide(demand, [node("a"), node("b"), node("x", speed=10**12)], RULES, 10)
+    assert "x" not in names(decision)
+
+
+def test_no_node_at_all_is_said() -> None:
+    assert "no node is registered" in decide(DEMAND, [], RULES, 1).reason
+
+
+def test_the_batch_is_split_in_proportion_to_speed() -> None:
+    decision = decide(replace(DEMAND, max_nodes=2), [node("fast", speed=3 * 10**9), node("slow")], RULES, 1)
+    assert {s.node_id: s.samples for s in decision.shards} == {"tlk1fast": 192, "tlk1slow": 64}
+    assert [s.rank for s in decision.shards] == [0, 1]
+
+
+def test_speed_for_the_price_wins() -> None:
+    cheap, dear = node("cheap", price=100_000), node("dear", price=1_000_000)
+    decision = decide(replace(DEMAND, min_nodes=1, max_nodes=1), [dear, cheap], RULES, 1)
+    assert names(decision) == ["cheap"]
+
+
+def test_a_node_passed_over_often_gets_the_last_place_however_small() -> None:
+    big = [node(f"big{i}", speed=10**10) for i in range(4)]
+    small = node("small", speed=10**7, passed_over=LANE_AFTER)
+    assert "small" in names(decide(DEMAND, [*big, small], RULES, 1))
+    assert "small" not in names(decide(DEMAND, [*big, replace(small, passed_over=LANE_AFTER - 1)], RULES, 1))
+
+
+def test_a_stake_that_does_not_cover_the_share_leaves_the_node_out() -> None:
+    weak = node("weak", speed=10**12, price=1_000_000, stake_utlk=10_000_000)
+    demand = replace(DEMAND, flops_per_sample=50_000_000)
+    decision = decide(demand, [weak, *(node(n, stake_utlk=10**12) for n in "abc")], RULES, 1)
+    assert "weak" not in names(decision)
+    assert len(decision.shards) == 3
+
+
+def test_the_stake_formula_is_the_ledger_s() -> None:
+    for samples, price in ((1, 1), (256, 999_983), (77, 600_000)):
+        pay = economy.price_of_work(samples * 30 * 500_000, price)
+        assert stake_needed_utlk(DEMAND, samples, price, RULES) == economy.required_stake(pay, 300_000, 500_000)
+
+
+def test_whoever_holds_least_is_served_first_then_the_older() -> None:
+    young, old = replace(DEMAND, task_id="t2", created_height=9), replace(DEMAND, task_id="t1", created_height=1)
+    greedy = replace(DEMAND, task_id="t0", created_height=0, owner_running=4)
+    assert [d.task_id for d in queue_order([young, greedy, old])] == ["t1", "t2", "t0"]
+
+
+CANDIDATES = st.lists(
+    st.builds(
+        node,
+        name=st.text("abcdefgh", min_size=1, max_size=6),
+        speed=st.integers(0, 10**12),
+        price=st.integers(0, 2_000_000),
+        memory_bytes=st.integers(0, 2**31),
+        stake_utlk=st.integers(0, 10**9),
+        offered=st.booleans(),
+        state=st.sampled_from(["ready", "busy", "draining"]),
+        jailed_until_height=st.none() | st.integers(0, 100),
+        passed_over=st.integers(0, 5),
+    ),
+    max_size=10,
+    unique_by=lambda c: c.node_id,
+)
+
+
+@given(CANDIDATES, st.integers(1, 5), st.integers(0, 4), st.integers(5, 4096), st.randoms(use_true_random=False))
+def test_a_gang_is_whole_fits_and_is_the_same_in_any_order(
+    candidates: list[Candidate], least: int, more: int, batch: int, chance: random.Random
+) -> None:
+    demand = replace(DEMAND, min_nodes=least, max_nodes=least + more, global_batch=batch)
+    decision = decide(demand, candidates, RULES, 50)
+    shuffled = list(candidates)
+    chance.shuffle(shuffled)
+    assert decide(demand, shuffled, RULES, 50) == decision
+    assert {v.node_id for v in decision.nodes} == {c.node_id for c in candidates}
+    assert all(v.reason and (v.fits or v.code in REASONS) for v in decision.nodes)
+    if not decision.shards:
+        assert decision.reason.startswith("waits: ")
+        return
+    by_id = {c.node_id: c for c in candidates}
+    assert least <= len(decision.shards) <= least + more
+    assert sum(s.samples for s in decision.shards) == batch
+    assert len({s.node_id for s in decision.shards}) == len(decision.shards)
+    assert [s.rank for s in decision.shards] == list(range(len(decision.shards)))
+    for shard in decision.shards:
+        chosen = by_id[shard.node_id]
+        assert shard.samples >= 1
+        assert chosen.memory_bytes >= demand.memory_bytes
+        assert chosen.price_utlk_per_gflop == shard.price_utlk_per_gflop <= demand.price_utlk_per_gflop
+        needed = stake_needed_utlk(demand, shard.samples, shard.price_utlk_per_gflop, RULES)
+        assert chosen.stake_utlk >= needed
+        assert chosen.state == "ready"
+        assert chosen.jailed_until_height is None
+
+
+@given(st.lists(st.integers(10**6, 10**12), min_size=2, max_size=8))
+def test_a_faster_node_never_gets_a_smaller_share(speeds: list[int]) -> None:
+    candidates = [node(f"n{i}", speed=speed, stake_utlk=10**15) for i, speed in enumerate(speeds)]
+    demand = replace(DEMAND, min_nodes=len(speeds), max_nodes=len(speeds))
+    decision = decide(demand, candidates, RULES, 1)
+    shares = {s.node_id: s.samples for s in decision.shards}
+    ordered = sorted(candidates, key=lambda c: c.speed_flops)
+    for slower, faster in pairwise(ordered):
+        assert shares[faster.node_id] >= shares[slower.node_id] - 1
