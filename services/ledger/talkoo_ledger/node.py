@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from talkoo_api.ledger.v1 import service_pb2
-from talkoo_consensus.chain import ChainState, check_block, make_block, timely
+from talkoo_consensus.chain import ChainState, check_block, make_block
 from talkoo_consensus.driver import Driver
 from talkoo_consensus.encoding import (
     block_id_of,
     decode_block,
     decode_commit,
-    decode_proposal,
-    decode_vote,
     encode_block,
     encode_proposal,
     encode_vote,
@@ -47,34 +45,38 @@ from talkoo_consensus.events import (
     ValueChecked,
     VoteReceived,
 )
-from talkoo_consensus.types import Block, BlockId, Commit, Proposal, Vote
-from talkoo_consensus.verify import verify_commit, verify_proposal, verify_vote
+from talkoo_consensus.types import Block, BlockId, Commit, Vote
+from talkoo_consensus.verify import verify_commit
 
-from talkoo_core.errors import Corrupt, InvalidInput, TalkooError
+from talkoo_core.errors import Corrupt, Internal, InvalidInput, TalkooError
 from talkoo_ledger.executor import Executor
+from talkoo_ledger.intake import MAX_MESSAGE_BYTES, Faults, Intake, PeerTrouble, Room
 from talkoo_ledger.mempool import Mempool
-from talkoo_ledger.peers import Link, Mesh, PeerTrouble
+from talkoo_ledger.peers import Link, Mesh
 from talkoo_ledger.settings import LedgerSettings
 from talkoo_ledger.sign_state import DoubleSignRefused, Signer
 from talkoo_ledger.wal import WriteAheadLog
 from talkoo_runtime.clock import Clock
+from talkoo_runtime.transactions import transaction_hash
 
 log = logging.getLogger(__name__)
 
 BATCH = 256
-PEER_INBOX = 4_096
-"""Peer messages that may wait for the loop; a faster peer waits."""
 TICK_S = 0.25
 STALLED_TICKS = 4
 """A peer that says the same place so many times in a row is sent everything of the height again."""
 TX_FLUSH_S = 0.01
-VERIFIED_VOTES = 4_096
+TX_BATCH_BYTES = 1024 * 1024
+PROPOSE_TIMEOUT_MS = 3_000
+PROPOSE_SPARE_MS = 2_000
+"""The others wait at least so long beyond the pause of an idle proposer before they give it up."""
 
 
 @dataclass(frozen=True, slots=True)
 class FromPeer:
     organization: str
     message: service_pb2.PeerMessage
+    counted_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class Fetched:
     organization: str
     block: Block
     commit: Commit
+    counted_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,8 @@ class Node:
         self.executor = executor
         self.mempool = mempool
         self.mesh = Mesh(settings, self._greeting)
-        self.driver = Driver(address, Timeouts(commit_ms=settings.commit_timeout_ms))
+        propose_ms = max(PROPOSE_TIMEOUT_MS, settings.empty_block_interval_ms + PROPOSE_SPARE_MS)
+        self.driver = Driver(address, Timeouts(propose_ms=propose_ms, commit_ms=settings.commit_timeout_ms))
         self.catching_up = False
         self._settings = settings
         self._signer = signer
@@ -127,17 +131,18 @@ class Node:
         self._clock = clock
         self._inbox: deque[Item] = deque()
         self._bell = asyncio.Event()
-        self._room = asyncio.Semaphore(PEER_INBOX)
+        self._intake = Intake(self.driver, clock)
+        self._faults = Faults(clock)
+        self._rooms = {organization.name: Room() for organization in executor.genesis.organizations}
         self._events: deque[Event] = deque()
         self._outgoing: list[service_pb2.PeerMessage] = []
         self._timers: list[asyncio.TimerHandle] = []
         self._building: BuildValue | None = None
         self._places: dict[str, _PeerPlace] = {name: _PeerPlace() for name in self.mesh.links}
-        self._verified: dict[Vote, None] = {}
-        self._proposals_waiting: dict[tuple[int, int], Proposal] = {}
         self._gossip: list[bytes] = []
         self._height_at_last_tick = 0
-        self._replaying = False
+        self._asked = 0
+        self._logged: frozenset[Event] = frozenset()
 
     @property
     def chain(self) -> ChainState:
@@ -147,34 +152,44 @@ class Node:
 
     async def run(self) -> None:
         """Forever. Ends only with an error that must stop the node: a full disk, damage, a diverged state."""
-        self._recover()
-        self._flush()
-        while True:
-            await self._bell.wait()
-            self._bell.clear()
-            while self._inbox:
-                for _ in range(min(BATCH, len(self._inbox))):
-                    self._take(self._inbox.popleft())
-                self._flush()
-                await asyncio.sleep(0)  # let gRPC read and write between batches
+        try:
+            self._recover()
+            self._flush()
+            while True:
+                await self._bell.wait()
+                self._bell.clear()
+                while self._inbox:
+                    for _ in range(min(BATCH, len(self._inbox))):
+                        self._take(self._inbox.popleft())
+                    self._flush()
+                    await asyncio.sleep(0)  # let gRPC read and write between batches
+        except OSError as error:
+            raise Internal(
+                f"this node cannot write to its disk ({error}) and stops before it says anything it could forget; "
+                "check the disk, then start it again",
+                code="disk_failed",
+            ) from error
 
     def _recover(self) -> None:
-        """Start the height after the last stored block, and feed what its log holds."""
+        """Start the height after the last stored block, and feed what its log holds.
+
+        What our key signs for the first time meanwhile is new to the log, and is appended to it like anything else.
+        """
         height = self.chain.height
         logged = list(self._wal.replay(height))
         self._wal.begin(height)
-        self._replaying = True
+        self._logged = frozenset(logged)
         self._feed(StartHeight(height, self.chain.validators, self.executor.last_commit()))
         for event in logged:
             if self.chain.height == height:
                 self._feed(event)
-        self._replaying = False
+        self._logged = frozenset()
         log.info("at height %d, %d logged inputs replayed", height, len(logged))
 
     def _take(self, item: Item) -> None:
         match item:
-            case FromPeer(organization, message):
-                self._room.release()
+            case FromPeer(organization, message, counted):
+                self._rooms[organization].leave(counted)
                 self._from_peer(organization, message)
             case Fetched():
                 self._apply_fetched(item)
@@ -192,7 +207,7 @@ class Node:
             return
         while self._events:
             current = self._events[0]
-            if not self._replaying and isinstance(current, ProposalReceived | VoteReceived | TimeoutElapsed):
+            if isinstance(current, ProposalReceived | VoteReceived | TimeoutElapsed) and current not in self._logged:
                 self._wal.append(current)
             for command in self.driver.step(current):
                 self._carry_out(command)
@@ -299,97 +314,73 @@ class Node:
             timer.cancel()
         self._timers.clear()
         self._building = None
-        self._verified.clear()
+        self._intake.forget_votes()
         self._wal.begin(self.chain.height)
-        self._replaying = False
+        self._logged = frozenset()
         self._feed(StartHeight(self.chain.height, self.chain.validators, commit))
         self._outgoing.append(self._round_step())
 
     # -- peers -------------------------------------------------------------------------------------------------------
 
+    def welcome(self, organization: str) -> None:
+        """A peer opens its stream. Raises Exhausted while its last one's faults are too fresh."""
+        self._faults.admit(organization)
+
     async def receive(self, organization: str, message: service_pb2.PeerMessage) -> None:
-        """Called by the stream of a peer; waits while the loop is behind."""
-        await self._room.acquire()
-        self._put(FromPeer(organization, message))
+        """Called by the stream of a peer; waits while the loop is behind. Raises PeerTrouble: close the stream."""
+        self._faults.check(organization)
+        size = message.ByteSize()
+        if size > MAX_MESSAGE_BYTES:
+            raise PeerTrouble(f"a message of {size} bytes; ledger nodes take at most {MAX_MESSAGE_BYTES}")
+        self._put(FromPeer(organization, message, await self._rooms[organization].enter(size)))
 
     def _from_peer(self, organization: str, message: service_pb2.PeerMessage) -> None:
+        """What is wrong with the message is the peer's fault; what fails after it was accepted is ours and stops us."""
         kind = message.WhichOneof("message")
         try:
-            if kind == "vote":
-                self._peer_vote(decode_vote(message.vote))
-            elif kind == "block":
-                self._peer_block(message.block)
-            elif kind == "proposal":
-                self._peer_proposal(message.proposal)
-            elif kind == "txs":
-                self._peer_transactions(list(message.txs.txs))
-            elif kind == "step":
-                self._peer_step(organization, message.step)
+            event = self._heard(organization, kind, message)
         except TalkooError as error:
-            if isinstance(error, Corrupt):
-                raise
-            log.warning("dropped a %s of %s: %s", kind, organization, error)
-
-    def _peer_vote(self, vote: Vote) -> None:
-        """Votes of the height under way and the next are checked and fed; others are of no use here."""
-        if vote.height not in (self.driver.height, self.driver.height + 1) or vote in self._verified:
+            self._faults.blame(organization, f"dropped a {kind}: {error}")
             return
-        validators = self.chain.validators if vote.height == self.chain.height else self.chain.next_validators
-        if vote.height == self.driver.height and self.chain.last_height == vote.height:
-            validators = self.chain.last_validators  # a late precommit for the block just executed
-        found = validators.find(vote.validator_address)
-        if found is None or found[0] != vote.validator_index:
-            raise PeerTrouble(f"a vote of {vote.validator_address.hex()}, which is no validator of {vote.height}")
-        if not verify_vote(vote, self.chain.chain_id, found[1]):
-            raise PeerTrouble("a vote with a wrong signature")
-        if len(self._verified) >= VERIFIED_VOTES:
-            self._verified.clear()
-        self._verified[vote] = None
-        self._feed(VoteReceived(vote))
+        if event is not None:
+            self._feed(event)
 
-    def _peer_proposal(self, raw: bytes) -> None:
-        """Remembered until its block arrives right behind it on the same stream."""
-        proposal = decode_proposal(raw)
-        self._proposals_waiting[(proposal.height, proposal.round)] = proposal
-        while len(self._proposals_waiting) > 16:
-            self._proposals_waiting.pop(next(iter(self._proposals_waiting)))
-
-    def _peer_block(self, data: service_pb2.BlockData) -> None:
-        proposal = self._proposals_waiting.pop((data.height, data.round), None)
-        heights = (self.driver.height, self.driver.height + 1)
-        if proposal is None or proposal.height not in heights or proposal.height <= self.chain.last_height:
-            return
-        validators = self.chain.validators if proposal.height == self.chain.height else self.chain.next_validators
-        proposer = validators.proposer_of_round(proposal.round)
-        if not verify_proposal(proposal, self.chain.chain_id, proposer):
-            raise PeerTrouble(f"a proposal for round {proposal.round} that its proposer did not sign")
-        block = decode_block(data.block)
-        if block_id_of(block) != proposal.block_id or block.header.time_ns != proposal.timestamp_ns:
-            raise PeerTrouble("a block that is not its proposal's")
-        on_time = timely(proposal.timestamp_ns, self._clock.now_ns(), proposal.round)
-        self._feed(ProposalReceived(proposal, block, on_time))
+    def _heard(self, organization: str, kind: str | None, message: service_pb2.PeerMessage) -> Event | None:
+        if kind == "vote":
+            return self._intake.vote(message.vote, self.chain)
+        if kind == "block":
+            return self._intake.block(organization, message.block, self.chain)
+        if kind == "proposal":
+            self._intake.proposal(organization, message.proposal)
+        elif kind == "txs":
+            self._peer_transactions(list(message.txs.txs))
+        elif kind == "step":
+            self._peer_step(organization, message.step)
+        else:
+            raise PeerTrouble("nothing this node knows; it may be of a newer version")
+        return None
 
     def _peer_transactions(self, txs: list[bytes]) -> None:
         for data in txs:
             try:
-                self.mempool.add(data, _hash(data))
+                self.mempool.add(data, transaction_hash(data))
             except TalkooError as error:
                 log.debug("a peer's transaction was refused: %s", error)
         self.work_arrived()
 
     def _peer_step(self, organization: str, step: service_pb2.RoundStep) -> None:
         """A peer that stands still at our height lacks something: it gets everything of the height again."""
-        known = self._places.setdefault(organization, _PeerPlace())
+        known, link = self._places.get(organization), self.mesh.links.get(organization)
+        if known is None or link is None:
+            return  # a member that our settings do not name
         place = (step.height, step.round, step.step)
         known.height = step.height
         known.repeats = known.repeats + 1 if place == known.place else 0
         known.place = place
         if known.repeats >= STALLED_TICKS and step.height == self.driver.height:
             known.repeats = 0
-            link = self.mesh.links.get(organization)
-            if link is not None:
-                for message in self._height_messages():
-                    link.send(message)
+            for message in self._height_messages():
+                link.send(message)
 
     def _greeting(self) -> Iterator[service_pb2.PeerMessage]:
         yield service_pb2.PeerMessage(
@@ -402,9 +393,7 @@ class Node:
         )
         yield from self._height_messages()
         yield self._round_step()
-        waiting = self.mempool.transactions()
-        if waiting:
-            yield service_pb2.PeerMessage(txs=service_pb2.TxBatch(txs=waiting))
+        yield from _batches(self.mempool.transactions())
 
     def _height_messages(self) -> Iterator[service_pb2.PeerMessage]:
         for event in self.driver.messages():
@@ -429,8 +418,9 @@ class Node:
             stood_still = self._height_at_last_tick == self.driver.height
             self._height_at_last_tick = self.driver.height
             if ahead and stood_still and not self.catching_up:
-                best = max(ahead, key=lambda name: ahead[name])
-                await self._catch_up(self.mesh.links[best])
+                # In turn: one that only says it is ahead must not keep us from the others.
+                self._asked += 1
+                await self._catch_up(self.mesh.links[sorted(ahead)[self._asked % len(ahead)]])
 
     async def _catch_up(self, link: Link) -> None:
         """Fetch decided blocks from a peer; each is verified before it is applied."""
@@ -438,15 +428,16 @@ class Node:
         first = self.chain.height
         try:
             async for raw in link.blocks_from(first):
-                await self._room.acquire()
-                self._put(Fetched(link.organization, decode_block(raw.block), decode_commit(raw.commit)))
+                block, commit = decode_block(raw.block), decode_commit(raw.commit)
+                counted = await self._rooms[link.organization].enter(raw.ByteSize())
+                self._put(Fetched(link.organization, block, commit, counted))
         except TalkooError as error:
             log.info("catching up with %s stopped: %s", link.organization, error)
         finally:
             self.catching_up = False
 
     def _apply_fetched(self, fetched: Fetched) -> None:
-        self._room.release()
+        self._rooms[fetched.organization].leave(fetched.counted_bytes)
         block, commit = fetched.block, fetched.commit
         if block.header.height != self.chain.height:
             return
@@ -454,7 +445,7 @@ class Node:
         try:
             verify_commit(self.chain.chain_id, self.chain.validators, block_id, block.header.height, commit)
         except InvalidInput as error:
-            log.warning("%s sent a block that is not decided: %s", fetched.organization, error)
+            self._faults.blame(fetched.organization, f"sent a block that is not decided: {error}")
             return
         try:
             check_block(self.chain, block)
@@ -471,7 +462,7 @@ class Node:
 
     def broadcast(self, data: bytes) -> bytes:
         """Take a client's transaction and spread it. Raises its typed error. Returns its hash."""
-        tx_hash = _hash(data)
+        tx_hash = transaction_hash(data)
         if self.mempool.add(data, tx_hash):
             if not self._gossip:
                 asyncio.get_running_loop().call_later(TX_FLUSH_S, self._send_gossip)
@@ -481,7 +472,8 @@ class Node:
 
     def _send_gossip(self) -> None:
         txs, self._gossip = self._gossip, []
-        self.mesh.send_all(service_pb2.PeerMessage(txs=service_pb2.TxBatch(txs=txs)))
+        for batch in _batches(txs):
+            self.mesh.send_all(batch)
 
     def work_arrived(self) -> None:
         """A proposer that waits for transactions need not wait longer."""
@@ -489,11 +481,19 @@ class Node:
             self._put(BuildNow(self._building.height, self._building.round))
 
 
-def _hash(data: bytes) -> bytes:
-    import hashlib
-
-    return hashlib.sha256(data).digest()
-
-
 def _block_message(height: int, round_: int, block: Block) -> service_pb2.PeerMessage:
     return service_pb2.PeerMessage(block=service_pb2.BlockData(height=height, round=round_, block=encode_block(block)))
+
+
+def _batches(txs: list[bytes]) -> Iterator[service_pb2.PeerMessage]:
+    """Transactions in their order, in messages that peers take."""
+    batch: list[bytes] = []
+    size = 0
+    for data in txs:
+        if batch and size + len(data) > TX_BATCH_BYTES:
+            yield service_pb2.PeerMessage(txs=service_pb2.TxBatch(txs=batch))
+            batch, size = [], 0
+        batch.append(data)
+        size += len(data)
+    if batch:
+        yield service_pb2.PeerMessage(txs=service_pb2.TxBatch(txs=batch))

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 import grpc
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc
 
-from talkoo_core.errors import TalkooError
 from talkoo_ledger.settings import LedgerSettings, Peer
 from talkoo_runtime.grpc_client import error_from_rpc, service_channel
 
@@ -31,6 +30,7 @@ class Link:
     def __init__(self, settings: LedgerSettings, peer: Peer, greeting: Callable[[], Iterable[service_pb2.PeerMessage]]):
         self.organization = peer.organization
         self.connected = False
+        self._streaming = False
         self._settings = settings
         self._endpoint = peer.endpoint
         self._greeting = greeting
@@ -39,7 +39,7 @@ class Link:
 
     def send(self, message: service_pb2.PeerMessage) -> None:
         """Queue a message; one that finds no room is dropped, the round steps make up for it."""
-        if not self.connected:
+        if not self._streaming:
             return
         try:
             self._queue.put_nowait(message)
@@ -69,12 +69,14 @@ class Link:
     def _lost(self, trouble: str) -> None:
         if self.connected or trouble != self._last_trouble:
             log.info("no connection to %s: %s", self.organization, trouble)
-        self.connected, self._last_trouble = False, trouble
-        while not self._queue.empty():
-            self._queue.get_nowait()
+        self.connected, self._streaming, self._last_trouble = False, False, trouble
 
     async def _outgoing(self) -> AsyncIterator[service_pb2.PeerMessage]:
-        for message in self._greeting():
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        greeting = list(self._greeting())
+        self._streaming = True  # from here on nothing is missed: what the greeting does not hold is queued behind it
+        for message in greeting:
             yield message
         while True:
             yield await self._queue.get()
@@ -103,9 +105,3 @@ class Mesh:
 
     def connected(self) -> list[str]:
         return sorted(name for name, link in self.links.items() if link.connected)
-
-
-class PeerTrouble(TalkooError):
-    """A peer sent what no honest node sends; its stream is closed."""
-
-    family = "invalid_input"

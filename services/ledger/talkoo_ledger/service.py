@@ -12,7 +12,7 @@ from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, state_pb2
 
 from talkoo_core.errors import Conflict, InvalidInput, NotFound, Unavailable
 from talkoo_ledger.executor import Executor
-from talkoo_ledger.genesis import check_genesis, parse_genesis
+from talkoo_ledger.genesis import Genesis, check_genesis, parse_genesis
 from talkoo_ledger.mempool import Mempool
 from talkoo_ledger.node import Node
 from talkoo_ledger.settings import LedgerSettings
@@ -156,6 +156,7 @@ class ConsensusServicer(service_pb2_grpc.ConsensusServicer):
         organization = self._admit(context)
         first = await anext(aiter(request_iterator), None)
         self._check_hello(organization, first)
+        self._node.welcome(organization)
         yield service_pb2.PeerMessage(hello=service_pb2.Hello(chain_id=self._node.chain.chain_id))
         async for message in request_iterator:
             await self._node.receive(organization, message)
@@ -198,6 +199,7 @@ async def serve(settings: LedgerSettings, background: Background) -> Callable[[]
     folder, clock = Path(settings.state_dir), SystemClock()
     genesis = parse_genesis(_read(Path(settings.genesis)))
     check_genesis(genesis)
+    _check_peers(settings, genesis)
     key = load_key(Path(settings.consensus_key))
     executor = Executor(genesis, folder, clock)
     node = Node(
@@ -223,6 +225,17 @@ async def serve(settings: LedgerSettings, background: Background) -> Callable[[]
         executor.store.close()
 
     return stop
+
+
+def _check_peers(settings: LedgerSettings, genesis: Genesis) -> None:
+    members = {organization.name for organization in genesis.organizations}
+    for name in (settings.organization, *(peer.organization for peer in settings.peers)):
+        if name not in members:
+            raise InvalidInput(
+                f"{name!r} is no member in the genesis file {settings.genesis} ({', '.join(sorted(members))}); "
+                "correct `organization`, `peers` or `genesis` in the settings",
+                code="unknown_member",
+            )
 
 
 def _read(path: Path) -> bytes:

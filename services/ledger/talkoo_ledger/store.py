@@ -63,7 +63,8 @@ class BlockStore:
             try:
                 self._write(cursor, stored, changes, chain)
             except BaseException:
-                cursor.execute("ROLLBACK")
+                if self._database.in_transaction:  # SQLite has rolled back by itself when the disk was full
+                    cursor.execute("ROLLBACK")
                 raise
             cursor.execute("COMMIT")
 

@@ -33,7 +33,7 @@ MAX_RECORD_BYTES = 8 * 1024 * 1024
 _HEAD = struct.Struct(">II")
 _TIMEOUT = struct.Struct(">QIB")
 _PROPOSAL_HEAD = struct.Struct(">?I")
-_VOTE, _PROPOSAL, _TIMED = b"V", b"P", b"T"
+_VOTE, _PROPOSAL, _TIMED = _KINDS = b"V", b"P", b"T"
 
 
 class WriteAheadLog:
@@ -107,11 +107,23 @@ def _record(data: bytes, offset: int, path: Path) -> bytes | None:
         return None
     length, checksum = _HEAD.unpack_from(data, offset)
     payload = data[offset + _HEAD.size : offset + _HEAD.size + length]
-    if length <= MAX_RECORD_BYTES and len(payload) == length and zlib.crc32(payload) == checksum:
+    if 0 < length <= MAX_RECORD_BYTES and len(payload) == length and zlib.crc32(payload) == checksum:
         return payload
-    if offset + _HEAD.size + length >= len(data):
+    later = _next_record(data, offset + 1)
+    if later is None:
         return None
-    raise _damaged(path, offset, "the checksum does not fit")
+    raise _damaged(path, offset, f"the checksum does not fit, and whole records follow at byte {later}")
+
+
+def _next_record(data: bytes, offset: int) -> int | None:
+    """Where a whole record begins at or after an offset. The length of a damaged one cannot be trusted to skip it."""
+    for place in range(offset, len(data) - _HEAD.size):
+        length, checksum = _HEAD.unpack_from(data, place)
+        begin = place + _HEAD.size
+        likely = 0 < length <= len(data) - begin and data[begin : begin + 1] in _KINDS
+        if likely and zlib.crc32(data[begin : begin + length]) == checksum:
+            return place
+    return None
 
 
 def _encode(event: Logged) -> bytes:
