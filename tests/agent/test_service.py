@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import shutil
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -232,7 +231,8 @@ async def until(condition: Callable[[], Any], what: str) -> None:
 
 
 @pytest.fixture
-async def town(tmp_path: Path) -> AsyncIterator[Town]:
+async def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # measured here, whatever the machine remembers
     town = Town(tmp_path)
     await town.open()
     try:
@@ -279,9 +279,6 @@ def judge_what_is_audited(town: Town, task_id: str) -> None:
 async def test_agents_measure_train_commit_serve_and_report(town: Town, tmp_path: Path) -> None:
     await town.agent("north-1")
     await until(lambda: "north-1" in town.listener.offers, "the first offer, after measuring")
-    measured = tmp_path / "members" / "north-1" / "state" / "speed.json"
-    (tmp_path / "members" / "east-1" / "state").mkdir(parents=True)
-    shutil.copy(measured, tmp_path / "members" / "east-1" / "state")  # one machine: measured once
     await town.agent("east-1")
     await until(lambda: "east-1" in town.listener.offers, "the second offer")
     offer = town.listener.offers["north-1"]

@@ -32,7 +32,7 @@ SPEED_CHANGE = 0.1
 
 async def register(node: Node) -> state_pb2.Node:
     """Measure and register, unless the ledger has it all already. Raises the errors of both."""
-    measured = await speed_of(node.device, node.settings.duty, node.folder, time.time())
+    measured = await speed_of(node.device, node.settings.duty, node.folder)
     try:
         known = await node.ledger.node(node.id)
     except NotFound:

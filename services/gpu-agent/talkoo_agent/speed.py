@@ -1,65 +1,112 @@
-"""The node's measured speed: once by a child with torch, then remembered for this hardware and this duty.
+"""The node's speed: the machine's, measured once by a child with torch and remembered, times the node's duty.
 
-Starting torch takes seconds, and a node should offer itself at once after a restart. The figure is measured again when
-the hardware, the duty or torch changed, or when it is older than `STALE_S`.
+Starting torch takes seconds, and a node should offer itself at once after a restart. All nodes on one machine compute
+on the same kind of core or card, so one of them measures for all (a lock in the machine's cache folder sees to that) at
+duty 1; a node's own speed is that times its duty, because the throttle makes it rest for exactly the remaining time.
+The figure is measured again when the hardware or torch changed, or when it is older than `STALE_S`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import importlib.metadata
+import os
+import platform
 import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 
 from talkoo_agent.devices import Device
 from talkoo_agent.spawn import spawn
+from talkoo_agent.trainer.throttle import Throttle
 from talkoo_agent.trainer_messages import LINE_MAX_BYTES, Measured, from_trainer
 from talkoo_core.errors import Failed
 from talkoo_runtime.disk import write_atomic
 
-FILE_NAME = "speed.json"
 STALE_S = 7 * 24 * 3600.0
 MEASURE_TIMEOUT_S = 180.0
+LOCK_POLL_S = 0.1
 
 
 class Remembered(msgspec.Struct, frozen=True):
-    key: str
+    """What stands in the cache: `measured` at duty 1; `measured_at_s` since the epoch."""
+
     measured_at_s: float
     measured: Measured
 
 
-def _key(device: Device, duty: float) -> str:
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """Where this user's processes share what they know of this machine."""
+    given = environment.get("XDG_CACHE_HOME", "")
+    return (Path(given) if given else Path(environment.get("HOME") or Path.cwd()) / ".cache") / "talkoo"
+
+
+def _key(device: Device) -> str:
     try:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         raise Failed("this node has no torch; install talkoo[train] to let it train", code="no_torch") from None
-    return hashlib.sha256(f"{device.description}|{device.kind}|{duty}|{torch}".encode()).hexdigest()
+    # A home folder may be shared by machines: the machine's name is part of what was measured.
+    text = f"{platform.node()}|{device.description}|{device.kind}|{torch}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-async def speed_of(device: Device, duty: float, state_dir: Path, now_s: float) -> Measured:
-    """Remembered or measured now. Raises Failed (codes `no_torch`, `cannot_measure`)."""
-    path, key = state_dir / FILE_NAME, _key(device, duty)
-    known = _read(path)
-    if known is not None and known.key == key and 0 <= now_s - known.measured_at_s < STALE_S:
-        return known.measured
-    measured = await _measure(duty)
-    write_atomic(path, msgspec.json.encode(Remembered(key, now_s, measured)))
-    return measured
+async def speed_of(device: Device, duty: float, state_dir: Path) -> Measured:
+    """Remembered or measured now.
+
+    Raises Failed (codes `no_torch`, `cannot_measure`) and InvalidInput (code `bad_duty`: one that cannot be kept).
+    """
+    Throttle(duty, device.kind)
+    path = _writable(cache_folder(os.environ), state_dir) / f"speed-{_key(device)}.json"
+    found = _read(path)
+    if found is None:
+        async with _alone(path.with_suffix(".lock")):
+            found = _read(path)  # another node may have measured while this one waited
+            if found is None:
+                found = await _measure()
+                write_atomic(path, msgspec.json.encode(Remembered(time.time(), found)))
+    return msgspec.structs.replace(found, speed_flops=int(found.speed_flops * duty), duty=duty)
 
 
-def _read(path: Path) -> Remembered | None:
+def _writable(shared: Path, own: Path) -> Path:
+    """The shared folder; a service without a home of its own keeps the figure with its state."""
+    try:
+        shared.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return own
+    return shared if os.access(shared, os.W_OK) else own
+
+
+def _read(path: Path) -> Measured | None:
     """None when there is nothing useful: measuring again is always right."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Remembered)
+        known = msgspec.json.decode(path.read_bytes(), type=Remembered)
     except (FileNotFoundError, msgspec.MsgspecError):
         return None
+    return known.measured if 0 <= time.time() - known.measured_at_s < STALE_S else None
 
 
-async def _measure(duty: float) -> Measured:
-    arguments = [sys.executable, "-m", "talkoo_agent.trainer", "--measure", "--duty", str(duty)]
+@asynccontextmanager
+async def _alone(path: Path) -> AsyncIterator[None]:
+    """One at a time on this machine. Polled, so that a service that stops need not wait for the lock."""
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(LOCK_POLL_S)
+        yield
+
+
+async def _measure() -> Measured:
+    arguments = [sys.executable, "-m", "talkoo_agent.trainer", "--measure"]
     process = await spawn(arguments, None, LINE_MAX_BYTES)
     try:
         async with asyncio.timeout(MEASURE_TIMEOUT_S):
