@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.federation
-QUICK = {"steps: 240": "steps: 90"}
 FEES_UTLK = 10_000
 RETURN_LOSS = "return nn.functional.cross_entropy(model(pictures), labels)"
+
+WORN_OUT = "CALLS.append(1)\n    if len(CALLS) > 40:\n        raise RuntimeError('worn out')\n    "
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def unharmed(home: Any) -> Iterator[None]:
         ({"steps: 240": "steps: many"}, {}, "spec.steps must be a whole number", 2),
         ({"module: digits": "module: nothere"}, {}, "there is no module 'nothere'", 2),
         ({}, {"def loss(": "def lost("}, "loss", 2),
-        ({}, {"    hidden = int": "    raise ValueError('no such layer')\n    hidden = int"}, "no such layer", 10),
+        ({}, {"    channels = int": "    raise ValueError('no such layer')\n    channels = int"}, "no such layer", 10),
         ({"path: digits.npz": "path: absent.npz"}, {}, "absent.npz", 3),
         ({"sha256: 8bdd": "sha256: 9bdd"}, {}, "correct the hash", 2),
         ({"budget: 80 TLK": "budget: 1 TLK"}, {}, "raise spec.budget by", 5),
@@ -48,28 +49,29 @@ def test_a_wrong_task_is_refused_before_any_money_moves(
     assert answer.status == status
 
 
-@pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize(
     ("code", "said"),
     [
         ({RETURN_LOSS: RETURN_LOSS + " * float('nan')"}, "the loss is nan at step 0"),
-        (
-            {
-                "def loss(": "CALLS = []\n\n\ndef loss(",
-                RETURN_LOSS: "CALLS.append(1)\n    if len(CALLS) > 40:\n        raise RuntimeError('worn out')\n    "
-                + RETURN_LOSS,
-            },
-            "worn out",
-        ),
+        ({"def loss(": "CALLS = []\n\n\ndef loss(", RETURN_LOSS: WORN_OUT + RETURN_LOSS}, "worn out"),
     ],
     ids=["nan", "raises later"],
 )
 def test_a_task_that_fails_while_it_trains_says_why_and_returns_the_money(
-    home: Any, program: Callable[..., Path], code: dict[str, str], said: str
+    home: Any, program: Callable[..., Path], eventually: Any, code: dict[str, str], said: str
 ) -> None:
+    """What was honestly trained before is audited and paid; everything else returns."""
+    before = home.balance("alice")
     answer = home.run("submit", str(program({"name: digits\nspec": "name: broken\nspec"}, code)), "--watch")
     assert answer.status == 10
     assert said in answer.error_line()
+
+    def settled() -> Any:
+        task = home.task("broken")
+        return task if task["escrow_utlk"] == 0 else None
+
+    task = eventually(settled, "the escrow is paid out or returned")
+    assert task["spent_utlk"] <= before - home.balance("alice") <= task["spent_utlk"] + FEES_UTLK
 
 
 @pytest.mark.usefixtures("unharmed")
