@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-
 from talkoo_core.errors import PermissionDenied
 
 ROLES = frozenset({"ledger", "scheduler", "validator", "gateway", "agent", "user", "supervisor", "etcd"})
@@ -47,6 +44,10 @@ def identity_of_certificate(pem: bytes) -> Identity:
     cached = _known.get(pem)
     if cached is not None:
         return cached
+    # Read here: it is a tenth of a second of a service's start, and most services are not called while they start.
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

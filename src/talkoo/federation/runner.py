@@ -22,6 +22,8 @@ LOCK_FILE = "up.lock"
 LOG_FILE = "service.log"
 START_TIMEOUT_S = 90.0
 POLL_S = 0.1
+NEED_ETCD = ("scheduler",)
+"""The roles that are started once etcd answers; all others start beside it."""
 QUIET_TORCH = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -54,9 +56,16 @@ class Federation:
         self._take_lock()
         try:
             self._made = await asyncio.to_thread(provision, self.home, self._plan)
-            await self._start_etcd()
+            etcd = asyncio.create_task(self._start_etcd())
+            try:
+                for service in self.services:
+                    if service.role not in NEED_ETCD:
+                        self._start(service)
+            finally:
+                await etcd
             for service in self.services:
-                self._start(service)
+                if service.role in NEED_ETCD:
+                    self._start(service)
         except BaseException:
             await self.__aexit__()
             raise
