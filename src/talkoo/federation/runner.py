@@ -107,20 +107,20 @@ class Federation:
                 )
 
     async def takes_tasks(self, client: AsyncClient) -> None:
-        """Wait until blocks are decided and every node offers itself."""
+        """Wait until blocks are decided and every node has spoken: it offers itself, or says why it does not."""
         wanted = len(self.made.plan.node_names())
         deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
         seen = 0
         while asyncio.get_running_loop().time() < deadline:
             try:
                 if (await client.status()).height > 0:
-                    seen = sum(1 for offer in (await client.offers()).offers if offer.state == "ready")
+                    seen = len((await client.offers()).offers)
                     if seen >= wanted:
                         return
             except TalkooError as error:
                 reason = error.message
             else:
-                reason = f"{seen} of {wanted} nodes offer themselves"
+                reason = f"{seen} of {wanted} nodes have spoken"
             await asyncio.sleep(POLL_S)
         raise Unavailable(f"the federation does not take tasks after {START_TIMEOUT_S:.0f} s: {reason}")
 
