@@ -40,21 +40,6 @@ DEADLINE_S = 40.0
 LOOK_EVERY_S = 0.05
 
 
-async def eventually(holds: Callable[[], Awaitable[Any]], what: str, deadline_s: float = DEADLINE_S) -> Any:
-    """Look again until it holds; returns what was seen. A ledger that cannot be reached does not hold."""
-    loop = asyncio.get_running_loop()
-    end, last = loop.time() + deadline_s, ""
-    while loop.time() < end:
-        try:
-            seen = await holds()
-            if seen:
-                return seen
-        except TalkooError as error:
-            last = f" ({error})"
-        await asyncio.sleep(LOOK_EVERY_S)
-    raise AssertionError(f"in {deadline_s:.0f} s it did not happen that {what}{last}")
-
-
 def free_ports(count: int) -> list[int]:
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:
@@ -149,6 +134,35 @@ class Ledgers:
         stub = service_pb2_grpc.LedgerStub(self.channel(organization))  # type: ignore[no-untyped-call]
         return LedgerClient(stub, key_of(user) if user else None)
 
+    async def eventually(self, holds: Callable[[], Awaitable[Any]], what: str, deadline_s: float = DEADLINE_S) -> Any:
+        """Look again until it holds; returns what was seen. A ledger that cannot be reached does not hold."""
+        loop = asyncio.get_running_loop()
+        end, last = loop.time() + deadline_s, ""
+        while loop.time() < end:
+            try:
+                seen = await holds()
+                if seen:
+                    return seen
+            except TalkooError as error:
+                last = f" ({error})"
+            await asyncio.sleep(LOOK_EVERY_S)
+        raise AssertionError(f"in {deadline_s:.0f} s it did not happen that {what}{last}")
+
+    async def reach(self, height: int, *names: str) -> None:
+        """Wait until these nodes (all when none is named) have decided `height`."""
+        for name in names or ORGANIZATIONS:
+            client = self.client(name)
+
+            async def there(client: LedgerClient = client) -> bool:
+                return (await client.status()).height >= height
+
+            await self.eventually(there, f"{name} decides block {height}")
+
+    async def blocks(self, name: str) -> list[service_pb2.RawBlock]:
+        """Every block of a node, with results."""
+        stub = service_pb2_grpc.LedgerStub(self.channel(name))  # type: ignore[no-untyped-call]
+        return [raw async for raw in stub.Blocks(service_pb2.BlocksRequest(from_height=1))]
+
     async def close(self) -> None:
         for channel in self.channels:
             await channel.close()
@@ -164,14 +178,3 @@ async def ledgers(tmp_path: Path) -> AsyncIterator[Ledgers]:
     federation = Ledgers(tmp_path)
     yield federation
     await federation.close()
-
-
-async def reaches(client: LedgerClient, height: int) -> service_pb2.Status:
-    """The node's status once it has decided `height`."""
-
-    async def there() -> service_pb2.Status | None:
-        status = await client.status()
-        return status if status.height >= height else None
-
-    status: service_pb2.Status = await eventually(there, f"block {height} is decided")
-    return status
