@@ -44,9 +44,9 @@ class Desk:
     async def follow(self) -> None:
         """Forever. The first reading comes before the first event, so none is missed."""
         self.height = (await self._ledger.status()).height
-        for task in await self._ledger.list("tasks", state_pb2.Task):
-            if task.phase not in ENDED:
-                self.tasks[task.id] = task
+        tasks = await self._ledger.list("tasks", state_pb2.Task)
+        # A second reading replaces the first: what ended while nobody followed is gone.
+        self.tasks = {task.id: task for task in tasks if task.phase not in ENDED}
         self.changed.set()
         async for block in self._ledger.follow(self.height + 1):
             await self._take(block)
@@ -82,6 +82,7 @@ class Leader:
     async def lead(self, lost: asyncio.Event) -> None:
         """Until the leadership is lost. Raises Unavailable when etcd or the ledger cannot be reached."""
         log.info("leads")
+        self._said.clear()  # another leader may have said something else since
         while not lost.is_set():
             await self._pass()
             await self._pause(lost)
@@ -97,6 +98,7 @@ class Leader:
 
     async def _pass(self) -> None:
         """Look at each task that wants a placement, the one served first first."""
+        await self._forget_ended()
         params = await self._ledger.params()
         tasks = [t for t in self._desk.tasks.values() if needs_placement(t, self._desk.height, params.stall_blocks)]
         if not tasks:
@@ -116,6 +118,13 @@ class Leader:
             elif await self._place(task, decision, candidates):
                 for shard in decision.shards:
                     offers.pop(shard.node_id, None)
+
+    async def _forget_ended(self) -> None:
+        """Drop what was said and reported of ended tasks, so that neither memory nor etcd grows with history."""
+        for task_id in self._said.keys() - self._desk.tasks.keys():
+            await self._store.delete(self._keys.decision(task_id))
+            await self._store.delete(self._keys.report(task_id))
+            del self._said[task_id]
 
     async def _place(self, task: state_pb2.Task, decision: Decision, candidates: list[Candidate]) -> bool:
         """Send the placement; whether it stands. A refusal becomes the reason that people read."""

@@ -12,7 +12,7 @@ import msgspec
 from talkoo_api.ledger.v1 import service_pb2_grpc as ledger_grpc
 from talkoo_api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 
-from talkoo_core.errors import InvalidInput
+from talkoo_core.errors import InvalidInput, PermissionDenied
 from talkoo_runtime.clock import SystemClock
 from talkoo_runtime.etcd import EtcdStore
 from talkoo_runtime.grpc_client import service_channel
@@ -24,6 +24,7 @@ from talkoo_runtime.supervision import Background
 from talkoo_scheduler.keys import Keys, StoredReport
 from talkoo_scheduler.leader import Desk, Leader, explain, read_offers
 from talkoo_scheduler.settings import SchedulerSettings
+from talkoo_scheduler.view import ENDED
 
 log = logging.getLogger(__name__)
 MAX_REPORT_BYTES = 1_024
@@ -46,6 +47,15 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         if node_name and node_name != identity.name:
             raise InvalidInput(f"{identity} cannot speak for {node_name!r}", code="wrong_node")
 
+    async def _not_another_s(self, node_id: str, name: str) -> None:
+        """A live offer is changed and withdrawn only by the agent that made it."""
+        value = await self._store.get(self._keys.offer(node_id))
+        if value is None:
+            return
+        live = scheduler_pb2.Offer.FromString(value.data)
+        if (live.name, live.organization) != (name, self._settings.organization):
+            raise PermissionDenied(f"node {node_id} is offered by {live.name}, not by {name}", code="wrong_node")
+
     def _reader(self, context: Any) -> None:
         require(identity_of(context), roles=READERS, organization=self._settings.organization)
 
@@ -55,6 +65,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         self._own_agent(context, offer.name)
         if offer.organization != self._settings.organization or not offer.node_id:
             raise InvalidInput("an offer names its node and its own organization", code="bad_offer")
+        await self._not_another_s(offer.node_id, offer.name)
         await self._store.put_for(
             self._keys.offer(offer.node_id), offer.SerializeToString(), self._settings.offer_ttl_s
         )
@@ -62,6 +73,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     async def Withdraw(self, request: Any, context: Any) -> scheduler_pb2.WithdrawResponse:
         self._own_agent(context)
+        await self._not_another_s(request.node_id, identity_of(context).name)
         await self._store.delete(self._keys.offer(request.node_id))
         return scheduler_pb2.WithdrawResponse()
 
@@ -79,6 +91,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     async def ReportShard(self, request: Any, context: Any) -> scheduler_pb2.ReportShardResponse:
         self._own_agent(context)
+        if (await self._ledger.task(request.task_id)).phase in ENDED:
+            return scheduler_pb2.ReportShardResponse()  # too late to matter to anybody
         report = StoredReport(
             attempt=request.attempt,
             node=identity_of(context).name,

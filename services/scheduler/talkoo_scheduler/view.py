@@ -115,7 +115,8 @@ def phase_sentence(task: state_pb2.Task) -> str:
     """What the ledger alone can say of a task; empty while it waits for a placement."""
     total = -(-task.spec.steps // max(task.spec.steps_per_segment, 1))
     if task.phase == state_pb2.TASK_PHASE_RUNNING:
-        return f"runs: attempt {task.attempt}, {task.next_segment} of {total} segments are trained; {task.placement_reason}"
+        trained = f"{task.next_segment} of {total} segments are trained"
+        return f"runs: attempt {task.attempt}, {trained}; {task.placement_reason}"
     if task.phase == state_pb2.TASK_PHASE_VERIFYING:
         return f"is trained; {task.accepted_segments} of {total} segments are accepted, the others wait for audits"
     if task.phase == state_pb2.TASK_PHASE_COMPLETED:
