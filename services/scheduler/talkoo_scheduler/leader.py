@@ -82,7 +82,9 @@ class Leader:
     async def lead(self, lost: asyncio.Event) -> None:
         """Until the leadership is lost. Raises Unavailable when etcd or the ledger cannot be reached."""
         log.info("leads")
-        self._said.clear()  # another leader may have said something else since
+        said = await self._store.list(self._keys.decisions)
+        # Empty: another leader may have said something else since, and its ended tasks are to be forgotten too.
+        self._said = dict.fromkeys((key.removeprefix(self._keys.decisions) for key in said), "")
         while not lost.is_set():
             await self._pass()
             await self._pause(lost)
@@ -121,6 +123,8 @@ class Leader:
 
     async def _forget_ended(self) -> None:
         """Drop what was said and reported of ended tasks, so that neither memory nor etcd grows with history."""
+        if not self._desk.height:
+            return  # nothing was read yet
         for task_id in self._said.keys() - self._desk.tasks.keys():
             await self._store.delete(self._keys.decision(task_id))
             await self._store.delete(self._keys.report(task_id))
