@@ -146,7 +146,7 @@ class LedgerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Follow(self, request, context):
-        """Events of each decided block from a height on, then as blocks are decided. Bounded: a reader too slow is cut off (Exhausted).
+        """Events of each decided block from a height on, then as blocks are decided; at the reader's own pace, none is left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
