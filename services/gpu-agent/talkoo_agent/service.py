@@ -22,6 +22,7 @@ from talkoo_agent.servicer import AgentServicer
 from talkoo_agent.serving import Serving
 from talkoo_agent.settings import HONEST, AgentSettings, check_settings
 from talkoo_agent.spare import Spare
+from talkoo_agent.speed import machine_folder
 from talkoo_agent.work import Work
 from talkoo_runtime.blobs import open_blob_store
 from talkoo_runtime.grpc_client import raise_from_rpc, service_channel
@@ -78,7 +79,11 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
         ledger=LedgerClient(service_pb2_grpc.LedgerStub(ledger_channel), key),  # type: ignore[no-untyped-call]
         scheduler=scheduler_pb2_grpc.SchedulerStub(scheduler_channel),  # type: ignore[no-untyped-call]
         blobs=open_blob_store(settings.blobs),
-        spare=Spare(interface_environment(settings.listen.rpartition(":")[0]), settings.warm_trainer),
+        spare=Spare(
+            interface_environment(settings.listen.rpartition(":")[0]),
+            settings.warm_trainer,
+            machine_folder(Path(settings.state_dir)) / "spare.lock",
+        ),
     )
     if settings.forge_from_segment != HONEST:
         log.warning("this node forges its steps from segment %d on: a demonstration", settings.forge_from_segment)

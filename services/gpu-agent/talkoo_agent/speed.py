@@ -63,10 +63,10 @@ async def speed_of(device: Device, duty: float, state_dir: Path) -> Measured:
     Raises Failed (codes `no_torch`, `cannot_measure`) and InvalidInput (code `bad_duty`: one that cannot be kept).
     """
     Throttle(duty, device.kind)
-    path = _writable(cache_folder(os.environ), state_dir) / f"speed-{_key(device)}.json"
+    path = machine_folder(state_dir) / f"speed-{_key(device)}.json"
     found = _read(path)
     if found is None:
-        async with _alone(path.with_suffix(".lock")):
+        async with alone(path.with_suffix(".lock")):
             found = _read(path)  # another node may have measured while this one waited
             if found is None:
                 found = await _measure()
@@ -74,8 +74,9 @@ async def speed_of(device: Device, duty: float, state_dir: Path) -> Measured:
     return msgspec.structs.replace(found, speed_flops=int(found.speed_flops * duty), duty=duty)
 
 
-def _writable(shared: Path, own: Path) -> Path:
-    """The shared folder; a service without a home of its own keeps the figure with its state."""
+def machine_folder(own: Path) -> Path:
+    """What nodes of one machine share; `own` for a service that has no home and keeps such things with its state."""
+    shared = cache_folder(os.environ)
     try:
         shared.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -93,7 +94,7 @@ def _read(path: Path) -> Measured | None:
 
 
 @asynccontextmanager
-async def _alone(path: Path) -> AsyncIterator[None]:
+async def alone(path: Path) -> AsyncIterator[None]:
     """One at a time on this machine. Polled, so that a service that stops need not wait for the lock."""
     with path.open("a") as file:
         while True:

@@ -82,6 +82,14 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     hardware_class: str
 
 
+class Warm(msgspec.Struct, frozen=True, tag="warm"):
+    """To a spare trainer: answer `Warmed` once torch is loaded."""
+
+
+class Warmed(msgspec.Struct, frozen=True, tag="warmed"):
+    """The trainer has nothing left to load."""
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     segment: int
     step: int
@@ -157,8 +165,8 @@ class RequestFailed(msgspec.Struct, frozen=True, kw_only=True, tag="request_fail
     message: str
 
 
-ToTrainer = Start | RunSegment
-FromTrainer = Listening | Ready | Step | SegmentDone | ChildFailed | Measured
+ToTrainer = Warm | Start | RunSegment
+FromTrainer = Warmed | Listening | Ready | Step | SegmentDone | ChildFailed | Measured
 ToModelServer = LoadModel | InferInputs
 FromModelServer = Loaded | Inferred | RequestFailed | ChildFailed
 

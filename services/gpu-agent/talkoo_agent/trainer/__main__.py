@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from talkoo_agent.lines import Lines
-from talkoo_agent.trainer_messages import ChildFailed, RunSegment, Start, line_of, to_trainer
+from talkoo_agent.trainer_messages import ChildFailed, RunSegment, Start, Warm, Warmed, line_of, to_trainer
 from talkoo_core.errors import InvalidInput, TalkooError
 from talkoo_runtime.supervision import die_with_parent
 
@@ -77,7 +77,9 @@ def _train() -> int:
     rank: Rank | None = None
     try:
         for message in lines.receive(to_trainer):
-            if isinstance(message, Start):
+            if isinstance(message, Warm):
+                lines.send(Warmed())
+            elif isinstance(message, Start):
                 if rank is not None:
                     raise InvalidInput("a trainer is started once", code="bad_message")
                 rank = Rank(message, lines.send)
