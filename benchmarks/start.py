@@ -298,6 +298,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one warm start, five runs of the command line, no task")
     parser.add_argument("--starts", type=int, default=3, help="starts on the used home (default 3)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the federation is stopped too
     answer = measure(quick=options.quick, starts=max(options.starts, 1))
     if options.json:
         print(json.dumps(answer, indent=2))
