@@ -15,6 +15,8 @@ from talkoo.demo.report import Report, StoryLine, draw_curve, render_html, write
 from talkoo.demo.story import Story
 
 PROTO = Path(__file__).parents[2] / "proto/talkoo_api/ledger/v1/service.proto"
+LEDGER_PAGE = Path(__file__).parents[2] / "docs/ledger.md"
+LEDGER_SOURCE = Path(__file__).parents[2] / "services/ledger/talkoo_ledger"
 SILENT = {
     "transfer",
     "segment_committed",
@@ -68,6 +70,18 @@ def documented_events() -> set[str]:
     assert comment is not None
     text = re.sub(r"\([^)]*\)", "", comment[1].replace("//", " "))
     return set(re.findall(r"[a-z]+(?:_[a-z]+)*", text))
+
+
+def test_the_ledger_page_lists_the_same_events() -> None:
+    """Each row of its table of events begins with the type."""
+    section = LEDGER_PAGE.read_text().split("## Events", 1)[1].split("\n## ", 1)[0]
+    assert set(re.findall(r"^\| `([a-z_]+)`", section, re.MULTILINE)) == documented_events()
+
+
+def test_the_ledger_emits_exactly_the_documented_events() -> None:
+    source = "".join(path.read_text() for path in LEDGER_SOURCE.glob("*.py"))
+    emitted = set(re.findall(r"\bemit\(\s*\"([a-z_]+)\"", source))
+    assert emitted == documented_events()
 
 
 def story() -> Story:
