@@ -8,11 +8,12 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from talkoo_core.errors import TalkooError
+from talkoo_core.errors import InvalidInput, TalkooError
 from talkoo_runtime.logs import setup_logging
 from talkoo_runtime.service_settings import ServiceSettings
 from talkoo_runtime.settings import load_settings
@@ -24,6 +25,10 @@ S = TypeVar("S", bound=ServiceSettings)
 OUR_FAULT = 70
 RESTART_FIRST_S = 0.2
 RESTART_MAX_S = 5.0
+STEADY_S = 30.0
+"""Work that went well so long begins with the first pause again."""
+STOP_TIMEOUT_S = 5.0
+"""From the signal to the end of the process, whatever still runs in it."""
 
 
 class Background:
@@ -68,11 +73,14 @@ class Background:
 
     async def _again(self, name: str, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
         pause = RESTART_FIRST_S
+        now = asyncio.get_running_loop().time
         while True:
+            began = now()
             try:
                 await make()
                 return
             except TalkooError as error:
+                pause = RESTART_FIRST_S if now() - began > STEADY_S else pause
                 log.warning("%s failed (%s); again in %.1f s", name, error, pause)
             await asyncio.sleep(pause)
             pause = min(pause * 2, RESTART_MAX_S)
@@ -91,7 +99,7 @@ def run_service(
     try:
         settings = load_settings(settings_type, arguments.settings, os.environ)
         setup_logging(settings.name, settings.log_level)
-        Path(settings.state_dir).mkdir(parents=True, exist_ok=True)
+        _make_folder(settings.state_dir)
         setup_tracing(settings.name, settings.traces_dir)
         die_with_parent()
         return _run(_serve_until_signal(role, settings, serve))
@@ -100,6 +108,19 @@ def run_service(
         return error.exit_status
     except KeyboardInterrupt:
         return 0
+    except Exception as error:
+        log.exception("%s ended by a fault in our own code", role)
+        return _exit_status_of(error)
+
+
+def _make_folder(state_dir: str) -> None:
+    try:
+        Path(state_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(
+            f"state_dir {state_dir} cannot be made: {error.strerror}; name a folder this user may write",
+            code="bad_settings",
+        ) from None
 
 
 def _run(main: Coroutine[Any, Any, int]) -> int:
@@ -111,27 +132,45 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
 async def _serve_until_signal(
     role: str, settings: S, serve: Callable[[S, Background], Awaitable[Callable[[], Awaitable[None]]]]
 ) -> int:
-    stop = asyncio.Event()
+    """A signal or a crash ends it even while it still starts; leaving takes at most `STOP_TIMEOUT_S`."""
     loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     background = Background()
-    stop_service = await serve(settings, background)
-    sys.stdout.write(f"ready {role} {settings.name} {settings.listen}\n")
-    sys.stdout.flush()
-    waiting = asyncio.create_task(stop.wait())
+    told = asyncio.create_task(stop.wait())
     crash = asyncio.create_task(background.crashed())
+    starting = asyncio.ensure_future(serve(settings, background))
+    status = OUR_FAULT
     try:
-        await asyncio.wait({waiting, crash}, return_when=asyncio.FIRST_COMPLETED)
-        if crash.done():
-            return _exit_status_of(crash.exception())
-        return 0
+        await asyncio.wait({starting, told, crash}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            sys.stdout.write(f"ready {role} {settings.name} {settings.listen}\n")
+            sys.stdout.flush()
+            await asyncio.wait({told, crash}, return_when=asyncio.FIRST_COMPLETED)
+        status = _exit_status_of(crash.exception()) if crash.done() else 0
+        return status
     finally:
-        for task in (waiting, crash):
+        _leave_in_time(settings.name, status)
+        for task in (told, crash, starting):
             task.cancel()
-        await asyncio.gather(waiting, crash, return_exceptions=True)
-        await stop_service()
+        outcomes = await asyncio.gather(starting, told, crash, return_exceptions=True)
+        if not isinstance(outcomes[0], BaseException):
+            await outcomes[0]()
         await background.stop()
+
+
+def _leave_in_time(name: str, status: int) -> None:
+    """End the process after `STOP_TIMEOUT_S` though a stop, a cleanup or a thread hangs; a hung stop is a failure."""
+
+    def leave() -> None:
+        log.error("%s did not stop in %.0f s and leaves as it is", name, STOP_TIMEOUT_S)
+        os._exit(status or OUR_FAULT)
+
+    timer = threading.Timer(STOP_TIMEOUT_S, leave)
+    timer.daemon = True
+    timer.start()
 
 
 def _exit_status_of(error: BaseException | None) -> int:
@@ -150,5 +189,5 @@ def die_with_parent() -> None:
 
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() == 1:
+    if os.getppid() == 1 and os.environ.get("TALKOO_PARENT_IS_INIT") != "1":
         os.kill(os.getpid(), signal.SIGTERM)

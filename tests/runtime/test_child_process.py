@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
+from talkoo_runtime import child_log
+from talkoo_runtime.child_log import ChildLog
 from talkoo_runtime.child_process import ChildProcess
 
 SERVES = "import time; print('ready test', flush=True); time.sleep(600)"
@@ -53,6 +56,123 @@ async def test_a_child_that_fails_says_its_own_reason_and_backs_off(tmp_path: Pa
     assert "ended with status 8: error: the disk is full" in said[0]
     assert said[0].endswith("in 0.3 s")
     assert said[1].endswith("in 0.6 s")
+
+
+async def test_a_line_without_an_end_does_not_end_the_watch(tmp_path: Path) -> None:
+    kept = child("import sys; sys.stdout.write('x' * 3_000_000 + chr(10)); " + SERVES, tmp_path, [])
+    kept.start()
+    await asyncio.wait_for(kept.ready.wait(), 20)
+    await kept.stop()
+    assert kept.pid is None
+    assert (tmp_path / "child.log").stat().st_size > 3_000_000
+
+
+async def test_a_log_on_a_full_disk_blocks_no_child(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chatty = "for _ in range(20_000): print('y' * 50)\n"
+    kept = ChildProcess("test", [sys.executable, "-c", chatty + SERVES], Path("/dev/full"))
+    kept.start()
+    await asyncio.wait_for(kept.ready.wait(), 20)
+    await kept.stop()
+    assert [r.message for r in caplog.records] == [
+        "/dev/full cannot be written (No space left on device); lines are lost until it can"
+    ]
+
+
+async def test_a_program_that_is_not_there_is_told_and_tried_again(tmp_path: Path, eventually: Any) -> None:
+    said: list[str] = []
+    kept = ChildProcess("test", ["/no/such/program"], tmp_path / "child.log", on_crash=said.append)
+    kept.start()
+
+    async def twice() -> bool:
+        return len(said) >= 2
+
+    await eventually(twice, "two failed starts were told")
+    await kept.stop()
+    assert "cannot be started: No such file or directory: /no/such/program" in said[0]
+
+
+async def test_what_a_child_says_while_it_stops_is_logged(tmp_path: Path) -> None:
+    """More than a pipe holds: a child nobody reads would never get to its end."""
+    code = (
+        "import signal, sys, time\n"
+        "def stop(*_):\n"
+        "    for _ in range(20_000): print('y' * 50)\n"
+        "    print('last words'); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+    )
+    kept = child(code + SERVES, tmp_path, [])
+    kept.start()
+    await asyncio.wait_for(kept.ready.wait(), 20)
+    await asyncio.wait_for(kept.stop(), 5)
+    assert (tmp_path / "child.log").read_text().endswith("last words\n")
+
+
+async def test_a_grandchild_that_holds_the_output_hides_no_crash(tmp_path: Path, eventually: Any) -> None:
+    code = (
+        "import subprocess, sys\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('ready', p.pid, flush=True); sys.exit(3)"
+    )
+    said: list[str] = []
+    kept = child(code, tmp_path, said)
+    kept.start()
+
+    async def told() -> bool:
+        return bool(said)
+
+    try:
+        await eventually(told, "the crash was told although the pipe is still open")
+        assert "ended with status 3" in said[0]
+    finally:
+        await kept.stop()
+        for line in (tmp_path / "child.log").read_text().splitlines():
+            os.kill(int(line.split()[1]), signal.SIGKILL)
+
+
+async def test_a_child_that_ignores_the_signal_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("talkoo_runtime.child_process.STOP_TIMEOUT_S", 0.3)
+    kept = child("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SERVES, tmp_path, [])
+    kept.start()
+    await asyncio.wait_for(kept.ready.wait(), 20)
+    await asyncio.wait_for(kept.stop(), 5)
+    assert kept.pid is None
+
+
+def test_a_child_s_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_log, "MAX_LOG_BYTES", 100)
+    kept = ChildLog(tmp_path / "child.log")
+    for _ in range(55):
+        kept.write(b"0123456789\n")
+    kept.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["child.log", "child.old.log"]
+    assert all(p.stat().st_size <= 111 for p in tmp_path.iterdir())
+
+
+async def test_a_program_in_another_language_does_not_outlive_a_killed_parent(tmp_path: Path, eventually: Any) -> None:
+    """etcd cannot ask the kernel itself: it is asked for it before it begins."""
+    code = (
+        "import asyncio, pathlib, shutil\n"
+        "from talkoo_runtime.child_process import ChildProcess\n"
+        "async def main():\n"
+        f"    kept = ChildProcess('sleep', [shutil.which('sleep'), '600'], pathlib.Path({str(tmp_path / 'log')!r}))\n"
+        "    kept.start()\n"
+        "    while kept.pid is None or b'-c' in pathlib.Path(f'/proc/{kept.pid}/cmdline').read_bytes():\n"
+        "        await asyncio.sleep(0.02)\n"
+        "    print(kept.pid, flush=True)\n"
+        "    await asyncio.Event().wait()\n"
+        "asyncio.run(main())"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    pid = int(await asyncio.wait_for(asyncio.to_thread(parent.stdout.readline), 20))
+    parent.kill()
+    await asyncio.to_thread(parent.wait)
+    parent.stdout.close()
+
+    async def gone() -> bool:
+        return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+    await eventually(gone, "the program has ended")
 
 
 async def test_children_do_not_outlive_a_killed_parent(tmp_path: Path, eventually: Any) -> None:
