@@ -25,6 +25,13 @@ def unharmed(home: Any) -> Iterator[None]:
     assert before - FEES_UTLK <= home.balance("alice") <= before
 
 
+def test_a_request_that_the_model_cannot_answer_says_why(home: Any) -> None:
+    """First, because a later test sees its price return."""
+    answer = home.run("request", "digits", "--input", json.dumps([[1, 2, 3]]), user="bob")
+    assert "digits@1 could not answer" in answer.error_line()
+    assert answer.status == 10
+
+
 @pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize(
     ("edits", "code", "said", "status"),
@@ -100,6 +107,30 @@ def test_a_wrong_command_is_one_line(home: Any, arguments: tuple[str, ...], said
     answer = home.run(*arguments)
     assert said in answer.error_line()
     assert answer.status == status
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize(
+    ("inputs", "said", "status"),
+    [("[[1, 2", "is not JSON", 2), ("@absent.json", "absent.json", 3)],
+    ids=["json", "file"],
+)
+def test_a_request_that_cannot_be_read_costs_nothing(home: Any, inputs: str, said: str, status: int) -> None:
+    answer = home.run("request", "digits", "--input", inputs)
+    assert said in answer.error_line()
+    assert answer.status == status
+
+
+def test_the_price_of_the_unanswered_request_returns(home: Any, eventually: Any) -> None:
+    """The ledger's deadline for it began with the first test of this module."""
+
+    def refunded() -> Any:
+        own = [
+            p for p in home.json("payments", "bob") if p["source"].startswith("escrow:req") and p["kind"] == "refund"
+        ]
+        return own and own[0]["amount_utlk"] > 0
+
+    eventually(refunded, "the price returns", 120.0)
 
 
 def test_money_is_spent_once_and_a_replay_or_garbage_changes_nothing(home: Any) -> None:
