@@ -239,6 +239,25 @@ def test_a_task_survives_a_killed_agent_and_a_killed_ledger_node(
     assert "proofs hold" in home.ok("verify", task)
 
 
+def test_a_task_goes_on_from_its_checkpoint_when_a_trainer_is_killed(
+    home: Any, program: Callable[..., Path], eventually: Any
+) -> None:
+    task = home.submit(program({"steps: 240": "steps: 120", "max: 4": "max: 3"}))
+    eventually(lambda: home.task(task)["next_segment"] >= 1, "the first segment is committed", 120.0)
+    nodes = {node["id"]: node["name"] for node in home.json("nodes")}
+    record = home.task(task)
+    (agent,) = home.processes(f"/nodes/{nodes[record['shards'][-1]['node_id']]}/settings.toml")
+    trainers = [child for child in agent.children() if "talkoo_agent.trainer" in child.cmdline()]
+    assert trainers
+    for trainer in trainers:
+        trainer.kill()
+    ended = home.ended(task)
+    assert ended["phase"] == "completed", ended
+    assert ended["attempt"] > record["attempt"]
+    assert agent.is_running(), "only the trainer was killed"
+    assert "proofs hold" in home.ok("verify", task)
+
+
 def test_ctrl_c_and_a_second_up_lose_nothing(home: Any) -> None:
     """Last: it stops the federation that the other tests use, and starts it again."""
     before = {a["label"]: int(a["balance_utlk"]) for a in home.json("accounts")}
