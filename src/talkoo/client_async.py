@@ -26,7 +26,7 @@ from talkoo.submission import Prepared, check_means, prepare
 from talkoo.task_trace import task_trace
 from talkoo.taskfile import TaskFile, canonical_json, read_task_file, read_task_mapping
 from talkoo_core.amounts import format_tlk
-from talkoo_core.errors import Corrupt, InsufficientFunds, InvalidInput, NotFound, Unavailable
+from talkoo_core.errors import Corrupt, Failed, InsufficientFunds, InvalidInput, NotFound, Unavailable
 from talkoo_core.ids import is_address
 from talkoo_core.signing import PrivateKey
 from talkoo_runtime.grpc_client import open_channel, raise_from_rpc
@@ -383,6 +383,10 @@ class AsyncClient:
         while True:
             try:
                 return await translated(self.stub.Infer(request, timeout=INFER_TIMEOUT_S))
+            except Failed as error:
+                raise Failed(
+                    f"{error.message}; the ledger returns the price after the request's deadline", code=error.code
+                ) from None
             except (Unavailable, NotFound) as error:
                 if now() >= deadline:
                     raise Unavailable(
