@@ -90,8 +90,9 @@ class Lease:
         assert self._client.lease is not None
         try:
             await asyncio.wait_for(self._client.lease.revoke(self.id), CALL_TIMEOUT_S)
-        except (TimeoutError, EtcdError) as error:
-            log.info("a lease was not given back and will run out by itself: %s", error or "no answer")
+        except (TimeoutError, EtcdError, grpc.aio.AioRpcError) as error:
+            # Also a lease that has run out already: etcd answers that it knows no such lease.
+            log.info("a lease was not given back and will run out by itself: %s", _words(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +202,8 @@ class EtcdStore:
                         break
                     if answer.events:
                         yield tuple(_change(event) for event in answer.events)
-            except EtcdError as error:
-                log.info("watching etcd again: %s", error)
+            except (EtcdError, grpc.aio.AioRpcError) as error:
+                log.info("watching etcd again: %s", _words(error))
             await asyncio.sleep(WATCH_RETRY_S)
 
     async def campaign(self, key: str, name: str, ttl_s: int) -> Leadership:
@@ -246,8 +247,14 @@ class EtcdStore:
             return await asyncio.wait_for(call, CALL_TIMEOUT_S)
         except TimeoutError:
             raise Unavailable(f"etcd at {', '.join(self._endpoints)} does not answer", code="etcd_away") from None
-        except EtcdError as error:
-            raise Unavailable(f"etcd at {', '.join(self._endpoints)}: {error}", code="etcd_away") from error
+        except (EtcdError, grpc.aio.AioRpcError) as error:
+            # The client translates only some refusals; a lease that etcd has forgotten comes as gRPC's own error.
+            raise Unavailable(f"etcd at {', '.join(self._endpoints)}: {_words(error)}", code="etcd_away") from error
+
+
+def _words(error: Exception) -> str:
+    details = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+    return details or "no answer"
 
 
 def _value(item: Any) -> Value:

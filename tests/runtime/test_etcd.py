@@ -48,6 +48,25 @@ async def test_a_dead_owner_s_key_disappears(etcd: Any, eventually: Any) -> None
         await eventually(gone, "the key of a dead owner is gone")
 
 
+async def test_a_lease_that_ran_out_is_given_back_quietly_and_takes_no_more_writes(etcd: Any, eventually: Any) -> None:
+    """A process that was stopped for longer than the TTL finds its lease gone: the end of a term, not of the process."""
+    async with etcd.store() as store:
+        lease = await store.lease(1)
+        await store.put("/term", b"mine", lease)
+        lease._keeper.cancel()  # as a process that is stopped: it renews no more
+
+        async def gone() -> bool:
+            return await store.get("/term") is None
+
+        await eventually(gone, "the lease has run out")
+        with pytest.raises(Unavailable, match="lease not found"):
+            await store.put("/term", b"late", lease)
+        with pytest.raises(Unavailable, match="lease not found"):
+            await store.swap("/term", b"late", 0, lease)
+        await lease.release()
+        assert lease.lost.is_set()
+
+
 async def test_one_leader_at_a_time_with_growing_tokens(etcd: Any) -> None:
     async with etcd.store() as first, etcd.store() as second:
         term = await first.campaign("/leader", "north", 2)
