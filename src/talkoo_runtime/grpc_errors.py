@@ -25,6 +25,8 @@ from talkoo_core.errors import (
 log = logging.getLogger(__name__)
 FAMILY_KEY = "talkoo-error-family"
 CODE_KEY = "talkoo-error-code"
+MAX_MESSAGE_BYTES = 2000
+"""Metadata over 8 KiB would cost the call its error; a byte of UTF-8 may take three there."""
 
 _STATUS: dict[type[TalkooError], grpc.StatusCode] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
@@ -52,8 +54,13 @@ def status_of(error: TalkooError) -> grpc.StatusCode:
 async def abort_with(context: Any, error: TalkooError) -> NoReturn:
     """End a server call with our error."""
     metadata = ((FAMILY_KEY, error.family), (CODE_KEY, error.code))
-    await context.abort(status_of(error), error.message, trailing_metadata=metadata)
+    await context.abort(status_of(error), _bounded(error.message), trailing_metadata=metadata)
     raise AssertionError("abort returns never")
+
+
+def _bounded(message: str) -> str:
+    raw = message.encode("utf-8", "replace")
+    return message if len(raw) <= MAX_MESSAGE_BYTES else raw[:MAX_MESSAGE_BYTES].decode("utf-8", "ignore") + "…"
 
 
 def error_from_rpc(error: grpc.aio.AioRpcError) -> TalkooError:

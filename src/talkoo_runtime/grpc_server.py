@@ -7,22 +7,25 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import grpc
 import grpc.aio
 
 from talkoo_core.errors import Exhausted, Internal, TalkooError
+from talkoo_runtime.admission import Admission, check_certificate_files
 from talkoo_runtime.grpc_client import OPTIONS
 from talkoo_runtime.grpc_errors import abort_with
-from talkoo_runtime.identity import Identity, identity_of
+from talkoo_runtime.identity import Identity, certificate_of, identity_of
 from talkoo_runtime.service_settings import ServiceSettings
-from talkoo_runtime.telemetry import TRACEPARENT, continue_from
+from talkoo_runtime.telemetry import TRACEPARENT, continue_from, follow
 
 __all__ = ["Identity", "identity_of", "make_server", "start_server"]
 
 log = logging.getLogger(__name__)
 MAX_CONCURRENT_CALLS = 1000
 STOP_GRACE_S = 3.0
+_admissions: WeakKeyDictionary[grpc.aio.Server, Admission] = WeakKeyDictionary()
 SERVER_OPTIONS = (
     *OPTIONS,
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
@@ -33,17 +36,21 @@ SERVER_OPTIONS = (
 
 def make_server() -> grpc.aio.Server:
     """A server without ports; add servicers, then `start_server`."""
-    return grpc.aio.server(
-        interceptors=[_Boundary()], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS
+    admission = Admission()
+    server = grpc.aio.server(
+        interceptors=[_Boundary(admission)], options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS
     )
+    _admissions[server] = admission
+    return server
 
 
 async def start_server(server: grpc.aio.Server, settings: ServiceSettings) -> None:
-    """Bind the settings' address with mutual TLS and serve. Raises Exhausted when the port is taken.
+    """Bind the settings' address with mutual TLS and serve. Raises Exhausted when the port is taken, NotFound or
+    InvalidInput for certificate files that are missing or wrong.
 
     The certificate files are read again for every handshake after they changed, so a rotation needs no restart.
     """
-    files = _CertificateFiles(settings)
+    files = _CertificateFiles(settings, _admissions[server])
     credentials = grpc.dynamic_ssl_server_credentials(
         files.current(), files.if_changed, require_client_authentication=True
     )
@@ -53,7 +60,8 @@ async def start_server(server: grpc.aio.Server, settings: ServiceSettings) -> No
         port = 0
     if port == 0:
         raise Exhausted(
-            f"cannot listen on {settings.listen}: another process has that port; stop it or change `listen`",
+            f"cannot listen on {settings.listen}: another process has that port, or it is no host:port of this "
+            "machine; stop it or change `listen`",
             code="port_taken",
         )
     await server.start()
@@ -62,12 +70,16 @@ async def start_server(server: grpc.aio.Server, settings: ServiceSettings) -> No
 class _CertificateFiles:
     """Hands gRPC the certificates, anew when a file has changed."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
-        self._paths = [Path(settings.private_key), Path(settings.certificate), Path(settings.trust_bundle)]
+    def __init__(self, settings: ServiceSettings, admission: Admission) -> None:
+        self._paths = [Path(settings.certificate), Path(settings.private_key), Path(settings.trust_bundle)]
+        self._admission = admission
+        check_certificate_files(*self._paths)
         self._seen = self._times()
 
     def current(self) -> Any:
-        key, certificate, bundle = (path.read_bytes() for path in self._paths)
+        check_certificate_files(*self._paths)
+        certificate, key, bundle = (path.read_bytes() for path in self._paths)
+        self._admission.trust(bundle)
         return grpc.ssl_server_certificate_configuration([(key, certificate)], root_certificates=bundle)
 
     def if_changed(self) -> Any:
@@ -77,8 +89,8 @@ class _CertificateFiles:
             if times == self._seen:
                 return None
             configuration = self.current()
-        except OSError as error:
-            log.warning("certificates cannot be read (%s); the old ones stay in use", error)
+        except (OSError, TalkooError) as error:
+            log.warning("changed certificates cannot be used (%s); the old ones stay in use", error)
             return None
         self._seen = times
         return configuration
@@ -88,7 +100,13 @@ class _CertificateFiles:
 
 
 class _Boundary(grpc.aio.ServerInterceptor):
-    """Every call: its trace is continued, our errors are answered as such, and other exceptions leak nothing."""
+    """Every call: its trace is continued, our errors are answered as such, and other exceptions leak nothing.
+
+    Only those whom `admission` lets in reach a servicer.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -99,14 +117,14 @@ class _Boundary(grpc.aio.ServerInterceptor):
         parent = next((str(value) for key, value in details.invocation_metadata if key == TRACEPARENT), "")
         method = details.method
         if handler.response_streaming:
-            wrapped: Any = _stream(handler.unary_stream or handler.stream_stream, method, parent)
+            wrapped: Any = _stream(handler.unary_stream or handler.stream_stream, method, parent, self._admission)
             make = (
                 grpc.stream_stream_rpc_method_handler
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
         else:
-            wrapped = _unary(handler.unary_unary or handler.stream_unary, method, parent)
+            wrapped = _unary(handler.unary_unary or handler.stream_unary, method, parent, self._admission)
             make = (
                 grpc.stream_unary_rpc_method_handler
                 if handler.request_streaming
@@ -115,9 +133,10 @@ class _Boundary(grpc.aio.ServerInterceptor):
         return make(wrapped, handler.request_deserializer, handler.response_serializer)
 
 
-def _unary(behaviour: Any, method: str, parent: str) -> Any:
+def _unary(behaviour: Any, method: str, parent: str, admission: Admission) -> Any:
     async def call(request: Any, context: Any) -> Any:
         try:
+            admission.check(certificate_of(context))
             with continue_from(parent):
                 return await behaviour(request, context)
         except TalkooError as error:
@@ -130,12 +149,12 @@ def _unary(behaviour: Any, method: str, parent: str) -> Any:
     return call
 
 
-def _stream(behaviour: Any, method: str, parent: str) -> Any:
+def _stream(behaviour: Any, method: str, parent: str, admission: Admission) -> Any:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            with continue_from(parent):
-                answers = behaviour(request, context)
-            async for answer in answers:
+            admission.check(certificate_of(context))
+            follow(parent)  # not taken back: the call's task ends with the stream, maybe in another context
+            async for answer in behaviour(request, context):
                 yield answer
         except TalkooError as error:
             await abort_with(context, error)

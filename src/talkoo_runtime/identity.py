@@ -34,9 +34,13 @@ def parse_identity(uri: str) -> Identity:
 
 def identity_of(context: Any) -> Identity:
     """The caller of a gRPC call. Raises PermissionDenied when its certificate names nobody, or another's member."""
-    auth = context.auth_context()
-    pem = auth.get("x509_pem_cert", [b""])[0]
-    return identity_of_certificate(pem)
+    return identity_of_certificate(certificate_of(context))
+
+
+def certificate_of(context: Any) -> bytes:
+    """The caller's own certificate as PEM, empty when it shows none."""
+    pem: bytes = context.auth_context().get("x509_pem_cert", [b""])[0]
+    return pem
 
 
 def identity_of_certificate(pem: bytes) -> Identity:

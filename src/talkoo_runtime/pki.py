@@ -1,7 +1,7 @@
 """Certificates: one authority per organization, one certificate per service, named by a SPIFFE-like URI.
 
 The federation trusts the list of its members' authorities; nobody can issue a certificate for another organization
-that its services would take, because a peer's organization is checked against the authority's own name.
+that its services would take: a server takes only one that the named organization's authority issued (`admission`).
 """
 
 from __future__ import annotations

@@ -84,6 +84,13 @@ def continue_from(parent: str) -> Iterator[None]:
         otel_context.detach(token)
 
 
+def follow(parent: str) -> None:
+    """As `continue_from`, to the end of the current task."""
+    context = _context_of(parent)
+    if context is not None:
+        otel_context.attach(context)
+
+
 def _context_of(parent: str) -> otel_context.Context | None:
     parts = parent.split("-")
     if len(parts) != _TRACEPARENT_PARTS:

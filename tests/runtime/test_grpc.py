@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from talkoo_api.ledger.v1 import service_pb2 as messages
 from talkoo_api.ledger.v1 import service_pb2_grpc as services
 
-from talkoo_core.errors import FAMILIES, Exhausted, Internal, NotFound, PermissionDenied, TalkooError, Unavailable
+from talkoo_core.errors import (
+    FAMILIES,
+    Exhausted,
+    Internal,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    TalkooError,
+    Unavailable,
+)
 from talkoo_runtime.grpc_client import error_from_rpc, service_channel
 from talkoo_runtime.grpc_server import make_server, start_server
 from talkoo_runtime.identity import Identity, identity_of, parse_identity, require
+from talkoo_runtime.pki import Authority, ensure_authority, trust_bundle
 from talkoo_runtime.telemetry import span, traceparent
 
 
@@ -33,6 +48,7 @@ class Answers(services.LedgerServicer):
         return messages.Status(height=7)
 
     async def Follow(self, request: Any, context: Any) -> AsyncIterator[messages.BlockEvents]:  # noqa: N802
+        self.seen, self.trace = identity_of(context), traceparent()
         yield messages.BlockEvents(height=1)
         raise Exhausted("read faster", code="slow_reader")
 
@@ -53,6 +69,30 @@ async def ask(settings: Any, target: str) -> messages.Status:
             return await services.LedgerStub(channel).GetStatus(messages.GetStatusRequest(), timeout=5)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from None
+
+
+def issue_authority(organization: str, *, by: Authority, path_length: int | None) -> Authority:
+    """What an honest authority never does: one below it, in another member's name."""
+    issuer = x509.load_pem_x509_certificate(by.certificate_pem)
+    issuer_key = serialization.load_pem_private_key(by.key_pem, None)
+    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization)]))
+        .issuer_name(issuer.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=5))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+        .sign(issuer_key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return Authority(organization, certificate.public_bytes(serialization.Encoding.PEM), private)
 
 
 async def test_a_member_comes_in_and_is_known_by_its_certificate(served: Any, town: Any) -> None:
@@ -85,6 +125,80 @@ async def test_an_authority_cannot_name_another_organization_s_services(served: 
     impostor = town.settings(town.south, "ledger", "impostor", claims="north")
     with pytest.raises(PermissionDenied, match="not issued by north"):
         await ask(impostor, settings.listen)
+
+
+@pytest.mark.parametrize("path_length", [0, None])
+async def test_a_member_s_authority_named_like_another_member_is_refused(
+    served: Any, town: Any, path_length: int | None
+) -> None:
+    """South's authority issues an authority called north, and that one a ledger of north's. TLS takes the chain."""
+    answers, settings = served
+    chained = issue_authority("north", by=town.south, path_length=path_length)
+    impostor = town.settings(chained, "ledger", "impostor")
+    with pytest.raises(PermissionDenied, match="not issued by the authority of north itself"):
+        await ask(impostor, settings.listen)
+    async with service_channel(impostor, settings.listen) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await services.LedgerStub(channel).Follow(messages.FollowRequest()).read()
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert answers.seen is None
+
+
+async def test_two_authorities_of_one_name_are_not_trusted(town: Any, caplog: pytest.LogCaptureFixture) -> None:
+    false_north = ensure_authority(town.folder / "false" / "ca", "north")
+    settings = town.settings(town.north, "ledger", "north-ledger")
+    good = town.bundle.read_bytes()
+    town.bundle.write_bytes(good + false_north.certificate_pem)
+    with pytest.raises(InvalidInput, match="two authorities of one name"):
+        await start_server(make_server(), settings)
+    town.bundle.write_bytes(good)
+    server = make_server()
+    services.add_LedgerServicer_to_server(Answers(), server)
+    await start_server(server, settings)
+    caller = town.settings(town.south, "ledger", "south-ledger")
+    town.bundle.write_bytes(good + false_north.certificate_pem)
+    assert (await ask(caller, settings.listen)).height == 7, "a bad rotation stopped a running server"
+    assert "the old ones stay in use" in caplog.text
+    await server.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("certificate", b"garbage", "are not a certificate and its key"),
+        ("private_key", b"garbage", "are not a certificate and its key"),
+        ("trust_bundle", b"garbage", "holds no authorities"),
+    ],
+)
+async def test_a_wrong_certificate_file_is_named(town: Any, file: str, content: bytes, said: str) -> None:
+    settings = town.settings(town.north, "ledger", "north-ledger")
+    path = Path(getattr(settings, file))
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput, match=said) as caught:
+        await start_server(make_server(), settings)
+    assert str(path) in caught.value.message
+    path.unlink()
+    with pytest.raises(NotFound, match="talkoo up"):
+        await start_server(make_server(), settings)
+
+
+async def test_a_key_of_another_certificate_is_told(town: Any) -> None:
+    settings = town.settings(town.north, "ledger", "north-ledger")
+    other = town.settings(town.north, "ledger", "other")
+    Path(settings.private_key).write_bytes(Path(other.private_key).read_bytes())
+    with pytest.raises(InvalidInput, match="key values mismatch"):
+        await start_server(make_server(), settings)
+
+
+@pytest.mark.parametrize("message", ["x" * 20_000, "ä" * 20_000, "€" * 20_000])
+async def test_a_long_message_is_cut_but_keeps_its_family(served: Any, town: Any, message: str) -> None:
+    answers, settings = served
+    answers.error = InvalidInput(message, code="narrow_code")
+    with pytest.raises(InvalidInput) as caught:
+        await ask(town.settings(town.south, "gateway", "south-gateway"), settings.listen)
+    assert caught.value.code == "narrow_code"
+    assert caught.value.message.endswith("…")
+    assert message.startswith(caught.value.message[:-1])
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -120,8 +234,6 @@ async def test_errors_end_streams_too(served: Any, town: Any) -> None:
 
 
 async def test_a_certificate_is_rotated_without_a_restart(served: Any, town: Any) -> None:
-    from talkoo_runtime.pki import ensure_authority, trust_bundle
-
     _, settings = served
     newcomer = ensure_authority(town.folder / "newcomer" / "ca", "newcomer")
     caller = town.settings(newcomer, "ledger", "newcomer-ledger")
@@ -139,7 +251,11 @@ async def test_the_trace_goes_along(served: Any, town: Any) -> None:
     with tracer.start_as_current_span("outer"), span("inner"):
         here = traceparent()
         await ask(town.settings(town.south, "gateway", "south-gateway"), settings.listen)
-    assert answers.trace.split("-")[1] == here.split("-")[1]
+        assert answers.trace.split("-")[1] == here.split("-")[1]
+        answers.trace = ""
+        async with service_channel(town.settings(town.south, "gateway", "g"), settings.listen) as channel:
+            await services.LedgerStub(channel).Follow(messages.FollowRequest()).read()
+        assert answers.trace.split("-")[1] == here.split("-")[1]
 
 
 async def test_a_taken_port_is_said_plainly(served: Any, town: Any) -> None:
