@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from talkoo_ledger import economy
 from talkoo_scheduler.policy import (
     LANE_AFTER,
+    MAX_NAMED,
     MIB,
     REASONS,
     Candidate,
@@ -190,3 +191,52 @@ def test_a_faster_node_never_gets_a_smaller_share(speeds: list[int]) -> None:
     ordered = sorted(candidates, key=lambda c: c.speed_flops)
     for slower, faster in pairwise(ordered):
         assert shares[faster.node_id] >= shares[slower.node_id] - 1
+
+
+def test_a_larger_gang_is_formed_where_no_stake_covers_a_smaller_one_s_shares() -> None:
+    """The cheap node alone would be best, but neither stake covers the whole batch; each covers its half."""
+    demand = replace(DEMAND, min_nodes=1, max_nodes=2, flops_per_sample=500_000_000)
+    pair = [
+        node(name, price=price, stake_utlk=stake_needed_utlk(demand, 128, price, RULES))
+        for name, price in (("cheap", 100_000), ("dear", 1_000_000))
+    ]
+    assert [s.samples for s in decide(demand, pair, RULES, 1).shards] == [128, 128]
+
+
+def test_a_node_left_out_for_its_stake_says_so_itself_and_how_much_it_needs() -> None:
+    demand = replace(DEMAND, flops_per_sample=50_000_000)
+    weak = [node(n, stake_utlk=10_000_000) for n in "ab"]
+    decision = decide(demand, weak, RULES, 1)
+    assert not decision.shards
+    assert "stake_too_small" in {v.code for v in decision.nodes}
+    assert f"{sum(v.fits for v in decision.nodes)} fit" in decision.reason
+    assert "of free stake; its share needs" in decision.reason
+
+
+def test_a_jail_that_is_over_reads_the_same_at_every_height() -> None:
+    """A reason that names the height would be a new decision, a new line in the log and a write with every block."""
+    forger = node("x", jailed_until_height=412)
+    later = [decide(DEMAND, [node("a"), forger], RULES, height).reason for height in (412, 413, 900)]
+    assert len(set(later)) == 1
+    assert "works again once stake is bonded" in later[0]
+
+
+def test_one_line_names_some_nodes_and_counts_the_others() -> None:
+    many = [node(f"n{i:02d}", offered=False) for i in range(MAX_NAMED + 3)]
+    decision = decide(DEMAND, many, RULES, 1)
+    assert decision.reason.endswith("and 3 more nodes do not fit")
+    assert len(decision.nodes) == len(many)
+
+
+def test_free_nodes_are_weighed_by_their_speed() -> None:
+    free = [node(n, price=0) for n in "abc"]
+    assert len(decide(replace(DEMAND, min_nodes=1, max_nodes=3), free, RULES, 1).shards) == 3
+
+
+def test_the_small_lane_does_not_break_the_rule_of_stakes() -> None:
+    demand = replace(DEMAND, flops_per_sample=50_000_000)
+    big = [node(f"big{i}", stake_utlk=10**12) for i in range(3)]
+    small = node("small", passed_over=LANE_AFTER + 1, stake_utlk=RULES.min_node_stake_utlk)
+    decision = decide(demand, [*big, small], RULES, 1)
+    assert len(decision.shards) == 3
+    assert "small" not in names(decision)

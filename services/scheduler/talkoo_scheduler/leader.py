@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 
 import msgspec
 from talkoo_api.ledger.v1 import service_pb2, state_pb2
 from talkoo_api.scheduler.v1 import scheduler_pb2
 
-from talkoo_core.errors import Conflict, TalkooError
+from talkoo_core.errors import Conflict, TalkooError, Unavailable
 from talkoo_runtime.clock import Clock
 from talkoo_runtime.etcd import EtcdStore
 from talkoo_runtime.ledger_client import LedgerClient
 from talkoo_runtime.telemetry import span
 from talkoo_scheduler.keys import Keys, StoredDecision, StoredReason, StoredReport, explanation_of
-from talkoo_scheduler.policy import Candidate, Decision, decide, queue_order
+from talkoo_scheduler.policy import Candidate, Decision, Demand, decide, queue_order
 from talkoo_scheduler.view import (
     ENDED,
     candidates_for,
@@ -24,12 +25,17 @@ from talkoo_scheduler.view import (
     phase_sentence,
     place_message,
     rules_of,
+    running_on,
+    shards_by_owner,
     stake_in_use,
 )
 
 log = logging.getLogger(__name__)
 TICK_S = 0.5
 SUBMIT_TIMEOUT_S = 10.0
+REFUSED_FIRST_S = 1.0
+REFUSED_MAX_S = 30.0
+"""A refused placement costs its fee: the same task is tried again after pauses that double up to this."""
 
 
 class Desk:
@@ -55,13 +61,26 @@ class Desk:
         self.height = block.height
         touched = {event.subject for event in block.events if event.subject.startswith("task-")}
         for task_id in touched:
-            task = await self._ledger.task(task_id)
-            if task.phase in ENDED:
-                self.tasks.pop(task_id, None)
-            else:
-                self.tasks[task_id] = task
+            await self.look_again(task_id)
         if touched or block.events:
             self.changed.set()
+
+    async def look_again(self, task_id: str) -> None:
+        """Read one task anew; one that has ended is not kept."""
+        task = await self._ledger.task(task_id)
+        if task.phase in ENDED:
+            self.tasks.pop(task_id, None)
+        else:
+            self.tasks[task_id] = task
+
+
+@dataclass(slots=True)
+class Pause:
+    """After a refusal: no other try before `until_s`."""
+
+    attempt: int
+    length_s: float
+    until_s: float
 
 
 class Leader:
@@ -78,6 +97,7 @@ class Leader:
         self._clock = clock
         self._passed_over: dict[str, int] = {}
         self._said: dict[str, str] = {}
+        self._pauses: dict[str, Pause] = {}
 
     async def lead(self, lost: asyncio.Event) -> None:
         """Until the leadership is lost. Raises Unavailable when etcd or the ledger cannot be reached."""
@@ -85,41 +105,51 @@ class Leader:
         said = await self._store.list(self._keys.decisions)
         # Empty: another leader may have said something else since, and its ended tasks are to be forgotten too.
         self._said = dict.fromkeys((key.removeprefix(self._keys.decisions) for key in said), "")
+        self._pauses.clear()
         while not lost.is_set():
-            await self._pass()
+            self._desk.changed.clear()
+            await self._pass(lost)
             await self._pause(lost)
         log.info("leads no more")
 
     async def _pause(self, lost: asyncio.Event) -> None:
-        self._desk.changed.clear()
         waits = [asyncio.ensure_future(self._desk.changed.wait()), asyncio.ensure_future(lost.wait())]
         await asyncio.wait(waits, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
 
-    async def _pass(self) -> None:
-        """Look at each task that wants a placement, the one served first first."""
+    async def _pass(self, lost: asyncio.Event) -> None:
+        """Look at each task that wants a placement, the one served first first; after each placement sort anew."""
+        # Cut off from its ledger node a leader hears of no task and would hold up all organizations in silence.
+        await self._ledger.status()
         await self._forget_ended()
         params = await self._ledger.params()
-        tasks = [t for t in self._desk.tasks.values() if needs_placement(t, self._desk.height, params.stall_blocks)]
-        if not tasks:
+        desk = self._desk
+        left = {t.id: t for t in desk.tasks.values() if needs_placement(t, desk.height, params.stall_blocks)}
+        if not left:
             return
         rules = rules_of(params)
         nodes = await self._ledger.list("nodes", state_pb2.Node)
         offers = await read_offers(self._store, self._keys)
-        live = list(self._desk.tasks.values())
-        by_id = {task.id: task for task in tasks}
-        for demand in queue_order([demand_of(task, live) for task in tasks]):
-            task = by_id[demand.task_id]
+        queue = self._queue(left)
+        while queue and not lost.is_set():
+            demand = queue.pop(0)
+            task = left.pop(demand.task_id)
+            live = list(desk.tasks.values())
             used = stake_in_use(live, task.id, rules)
-            candidates = candidates_for(task, nodes, offers, used, self._passed_over)
-            decision = decide(demand, candidates, rules, self._desk.height)
+            # One that stands still holds no slot by its record; an agent that still works on it says so in its offer.
+            running = running_on(t for t in live if not needs_placement(t, desk.height, params.stall_blocks))
+            candidates = candidates_for(task, nodes, offers, used, running, self._passed_over)
+            decision = decide(demand, candidates, rules, desk.height)
             if not decision.shards:
                 await self._say(task, decision.reason, decision)
-            elif await self._place(task, decision, candidates):
-                for shard in decision.shards:
-                    offers.pop(shard.node_id, None)
+            elif self._may_try(task) and await self._place(task, decision, candidates):
+                queue = self._queue(left)
+
+    def _queue(self, tasks: dict[str, state_pb2.Task]) -> list[Demand]:
+        held = shards_by_owner(self._desk.tasks.values())
+        return queue_order([demand_of(task, held) for task in tasks.values()])
 
     async def _forget_ended(self) -> None:
         """Drop what was said and reported of ended tasks, so that neither memory nor etcd grows with history."""
@@ -129,6 +159,17 @@ class Leader:
             await self._store.delete(self._keys.decision(task_id))
             await self._store.delete(self._keys.report(task_id))
             del self._said[task_id]
+        self._pauses = {task_id: pause for task_id, pause in self._pauses.items() if task_id in self._desk.tasks}
+
+    def _may_try(self, task: state_pb2.Task) -> bool:
+        pause = self._pauses.get(task.id)
+        return pause is None or pause.attempt != task.attempt or _now_s() >= pause.until_s
+
+    def _pause_after_refusal(self, task: state_pb2.Task) -> None:
+        last = self._pauses.get(task.id)
+        again = last is not None and last.attempt == task.attempt
+        length_s = min(last.length_s * 2, REFUSED_MAX_S) if last is not None and again else REFUSED_FIRST_S
+        self._pauses[task.id] = Pause(task.attempt, length_s, _now_s() + length_s)
 
     async def _place(self, task: state_pb2.Task, decision: Decision, candidates: list[Candidate]) -> bool:
         """Send the placement; whether it stands. A refusal becomes the reason that people read."""
@@ -137,18 +178,26 @@ class Leader:
                 await self._ledger.submit(
                     place_message(task, decision.shards, decision.reason), timeout_s=SUBMIT_TIMEOUT_S
                 )
-            except Conflict as error:
-                if error.code != "wrong_attempt":
-                    await self._say(task, f"waits: the ledger refused the placement: {error.message}", decision)
-                self._desk.tasks[task.id] = await self._ledger.task(task.id)
-                return False
             except TalkooError as error:
-                await self._say(task, f"waits: the ledger refused the placement: {error.message}", decision)
+                await self._refused(task, decision, error)
                 return False
-        self._desk.tasks[task.id] = await self._ledger.task(task.id)
+        await self._desk.look_again(task.id)
+        self._pauses.pop(task.id, None)
         self._count_passed_over(decision, candidates)
         await self._say(task, decision.reason, decision)
         return True
+
+    async def _refused(self, task: state_pb2.Task, decision: Decision, error: TalkooError) -> None:
+        """Say why and wait a while. Raises Unavailable when our ledger node is away: another one then leads."""
+        self._pause_after_refusal(task)
+        if isinstance(error, Unavailable) and error.code != "not_final_yet":
+            raise error
+        if isinstance(error, Unavailable):
+            await self._say(task, "waits: the ledger has not decided on its placement yet", decision)
+        elif not (isinstance(error, Conflict) and error.code == "wrong_attempt"):
+            # A wrong attempt is somebody else's success.
+            await self._say(task, f"waits: the ledger refused the placement: {error.message}", decision)
+        await self._desk.look_again(task.id)
 
     def _count_passed_over(self, decision: Decision, candidates: list[Candidate]) -> None:
         chosen = {shard.node_id for shard in decision.shards}
@@ -163,8 +212,6 @@ class Leader:
         """Write the decision for whoever asks; only a new one is written and logged."""
         if self._said.get(task.id) == summary:
             return
-        self._said[task.id] = summary
-        log.info("%s (%s) %s", task.id, task.spec.name, summary)
         stored = StoredDecision(
             task_id=task.id,
             summary=summary,
@@ -173,6 +220,14 @@ class Leader:
             leader=self._organization,
         )
         await self._store.put(self._keys.decision(task.id), msgspec.json.encode(stored))
+        # Only now: a word that etcd did not take is said again.
+        self._said[task.id] = summary
+        log.info("%s (%s) %s", task.id, task.spec.name, summary)
+
+
+def _now_s() -> float:
+    """Seconds of the loop's own clock, which never goes back."""
+    return asyncio.get_running_loop().time()
 
 
 async def read_offers(store: EtcdStore, keys: Keys) -> dict[str, scheduler_pb2.Offer]:

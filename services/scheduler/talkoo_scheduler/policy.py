@@ -18,6 +18,8 @@ from talkoo_core.amounts import PPM, format_tlk, split_by_weight
 
 LANE_AFTER = 3
 LANE_MIN_GANG = 3
+MAX_NAMED = 8
+"""Nodes that a waiting task's one line names; the decision itself holds a reason for every node."""
 MIB = 1024 * 1024
 GFLOP = 10**9
 
@@ -126,9 +128,10 @@ def decide(demand: Demand, candidates: Sequence[Candidate], rules: Rules, height
     fitting = [c for c, verdict in zip(ordered, verdicts, strict=True) if verdict.fits]
     if len(fitting) < demand.min_nodes:
         return Decision((), _waits(demand, verdicts, len(fitting)), verdicts)
-    gang, rejected = _form_gang(demand, fitting, rules)
+    gang, weak = _form_gang(demand, fitting, rules)
+    verdicts = tuple(weak.get(verdict.node_id, verdict) for verdict in verdicts)
     if not gang:
-        return Decision((), _waits(demand, (*rejected, *verdicts), len(fitting) - len(rejected)), verdicts)
+        return Decision((), _waits(demand, verdicts, sum(verdict.fits for verdict in verdicts)), verdicts)
     samples = _split(demand.global_batch, gang)
     shards = tuple(
         PlannedShard(c.node_id, rank, share, c.price_utlk_per_gflop)
@@ -144,7 +147,9 @@ def _judge(demand: Demand, node: Candidate, rules: Rules, height: int) -> NodeVe
     if node.node_id in demand.banned:
         return no("banned", "forged in this task and is not placed in it again")
     if node.jailed_until_height is not None:
-        return no("jailed", f"is jailed for forging until block {max(node.jailed_until_height, height)}")
+        if height < node.jailed_until_height:
+            return no("jailed", f"is jailed for forging until block {node.jailed_until_height}")
+        return no("jailed", "was jailed for forging; its time is over, it works again once stake is bonded to it")
     if not node.offered:
         return no("no_offer", "does not offer itself; is its agent running?")
     if node.state == "draining":
@@ -170,45 +175,73 @@ def stake_needed_utlk(demand: Demand, samples: int, price_utlk_per_gflop: int, r
     return -(-pay * (PPM - rate) * PPM // (rate * rules.slash_ppm))
 
 
-def _form_gang(demand: Demand, fitting: list[Candidate], rules: Rules) -> tuple[list[Candidate], list[NodeVerdict]]:
-    """The best gang whose stakes all cover their shares; nodes whose stake does not are left out one by one."""
-    left = list(fitting)
-    rejected: list[NodeVerdict] = []
-    while len(left) >= demand.min_nodes:
-        gang = _best_gang(demand, left)
-        samples = _split(demand.global_batch, gang)
-        weak = [
-            node
-            for node, share in zip(gang, samples, strict=True)
-            if node.stake_utlk
-            < node.stake_in_use_utlk + stake_needed_utlk(demand, share, node.price_utlk_per_gflop, rules)
-        ]
-        if not weak:
-            return gang, rejected
-        # The one with the least stake goes: the others' shares grow, so each is looked at again.
-        worst = min(weak, key=lambda n: (n.stake_utlk - n.stake_in_use_utlk, n.node_id))
-        reason = f"{worst.name} has too small a free stake ({format_tlk(worst.stake_utlk)}) for its share"
-        rejected.append(NodeVerdict(worst.node_id, worst.name, False, "stake_too_small", reason))
-        left.remove(worst)
-    return [], rejected
+def _form_gang(
+    demand: Demand, fitting: list[Candidate], rules: Rules
+) -> tuple[list[Candidate], dict[str, NodeVerdict]]:
+    """The gang with the least tokens × seconds over all sizes, and the verdicts on nodes left out for their stake.
 
-
-def _best_gang(demand: Demand, fitting: list[Candidate]) -> list[Candidate]:
-    """The size and the members with the least tokens × seconds, then the small lane."""
+    Without any gang the verdicts are those of the largest size tried, where the shares are smallest.
+    """
     by_value = sorted(fitting, key=lambda c: (-c.speed_flops / max(c.price_utlk_per_gflop, 1), c.node_id))
-    sizes = range(demand.min_nodes, min(demand.max_nodes, len(by_value), demand.global_batch) + 1)
-    size = min(sizes, key=lambda n: (_tokens_times_seconds(by_value[:n]), n))
-    gang = by_value[:size]
-    waiting = [c for c in by_value[size:] if c.passed_over >= LANE_AFTER]
-    if waiting and size >= LANE_MIN_GANG:
-        gang[-1] = max(waiting, key=lambda c: (c.passed_over, c.node_id))
-    return gang
+    best: list[Candidate] = []
+    best_weak: dict[str, NodeVerdict] = {}
+    largest_weak: dict[str, NodeVerdict] = {}
+    for size in range(demand.min_nodes, min(demand.max_nodes, len(by_value), demand.global_batch) + 1):
+        gang, largest_weak = _gang_of(size, demand, by_value, rules)
+        if gang and (not best or _tokens_times_seconds(gang) < _tokens_times_seconds(best)):
+            best, best_weak = gang, largest_weak
+    if not best:
+        return [], largest_weak
+    return _with_lane(demand, best, by_value, rules), best_weak
+
+
+def _gang_of(
+    size: int, demand: Demand, by_value: list[Candidate], rules: Rules
+) -> tuple[list[Candidate], dict[str, NodeVerdict]]:
+    """The first `size` nodes whose stakes cover their shares, or an empty gang; and who was left out on the way."""
+    left = list(by_value)
+    weak: dict[str, NodeVerdict] = {}
+    while len(left) >= size:
+        gang = left[:size]
+        short = _short_of_stake(demand, gang, rules)
+        if not short:
+            return gang, weak
+        # The one with the least free stake goes: the others' shares grow, so each is looked at again.
+        worst = min(short, key=lambda pair: (pair[0].stake_utlk - pair[0].stake_in_use_utlk, pair[0].node_id))
+        weak[worst[0].node_id] = _too_weak(*worst)
+        left.remove(worst[0])
+    return [], weak
+
+
+def _short_of_stake(demand: Demand, gang: list[Candidate], rules: Rules) -> list[tuple[Candidate, int]]:
+    """Members whose free stake is below what their share needs, each with that need in utlk."""
+    needs = [
+        (node, stake_needed_utlk(demand, share, node.price_utlk_per_gflop, rules))
+        for node, share in zip(gang, _split(demand.global_batch, gang), strict=True)
+    ]
+    return [(node, needed) for node, needed in needs if node.stake_utlk - node.stake_in_use_utlk < needed]
+
+
+def _too_weak(node: Candidate, needed_utlk: int) -> NodeVerdict:
+    free = max(node.stake_utlk - node.stake_in_use_utlk, 0)
+    reason = f"{node.name} has {format_tlk(free)} of free stake; its share needs {format_tlk(needed_utlk)}"
+    return NodeVerdict(node.node_id, node.name, False, "stake_too_small", reason)
+
+
+def _with_lane(demand: Demand, gang: list[Candidate], by_value: list[Candidate], rules: Rules) -> list[Candidate]:
+    """The small lane: the last place goes to whoever was passed over most, if the stakes still cover the shares."""
+    chosen = {c.node_id for c in gang}
+    waiting = [c for c in by_value if c.passed_over >= LANE_AFTER and c.node_id not in chosen]
+    if not waiting or len(gang) < LANE_MIN_GANG:
+        return gang
+    changed = [*gang[:-1], max(waiting, key=lambda c: (c.passed_over, c.node_id))]
+    return gang if _short_of_stake(demand, changed, rules) else changed
 
 
 def _tokens_times_seconds(gang: Sequence[Candidate]) -> float:
     """Up to a factor that all gangs of one task share: Σ speed·price / Σ speed tokens, 1 / Σ speed seconds."""
     speed = sum(c.speed_flops for c in gang)
-    price = sum(c.speed_flops * c.price_utlk_per_gflop for c in gang) / speed
+    price = sum(c.speed_flops * max(c.price_utlk_per_gflop, 1) for c in gang) / speed
     return price / speed
 
 
@@ -235,12 +268,11 @@ def _placed(demand: Demand, gang: Sequence[Candidate], samples: Sequence[int]) -
 def _waits(demand: Demand, verdicts: Sequence[NodeVerdict], fits: int) -> str:
     asked = (
         f"needs {demand.min_nodes} nodes with {demand.memory_bytes // MIB} MiB at "
-        f"{format_tlk(demand.price_utlk_per_gflop)} per GFLOP or less; {max(fits, 0)} fit"
+        f"{format_tlk(demand.price_utlk_per_gflop)} per GFLOP or less; {fits} fit"
     )
-    seen: set[str] = set()
-    others = []
-    for verdict in verdicts:
-        if not verdict.fits and verdict.node_id not in seen:
-            seen.add(verdict.node_id)
-            others.append(verdict.reason)
-    return f"waits: {asked}" + (f"; {'; '.join(others)}" if others else "; no node is registered")
+    others = [verdict.reason for verdict in verdicts if not verdict.fits]
+    if len(others) > MAX_NAMED:
+        others = [*others[:MAX_NAMED], f"and {len(others) - MAX_NAMED} more nodes do not fit"]
+    if not verdicts:
+        others = ["no node is registered"]
+    return "; ".join((f"waits: {asked}", *others))

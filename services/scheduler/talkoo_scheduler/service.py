@@ -12,12 +12,12 @@ import msgspec
 from talkoo_api.ledger.v1 import service_pb2_grpc as ledger_grpc
 from talkoo_api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 
-from talkoo_core.errors import InvalidInput, PermissionDenied
+from talkoo_core.errors import Exhausted, InvalidInput, PermissionDenied
 from talkoo_runtime.clock import SystemClock
 from talkoo_runtime.etcd import EtcdStore
 from talkoo_runtime.grpc_client import service_channel
 from talkoo_runtime.grpc_server import make_server, start_server
-from talkoo_runtime.identity import identity_of, require
+from talkoo_runtime.identity import Identity, identity_of, require
 from talkoo_runtime.keys import load_key
 from talkoo_runtime.ledger_client import LedgerClient
 from talkoo_runtime.supervision import Background
@@ -27,7 +27,10 @@ from talkoo_scheduler.settings import SchedulerSettings
 from talkoo_scheduler.view import ENDED
 
 log = logging.getLogger(__name__)
-MAX_REPORT_BYTES = 1_024
+MAX_REPORT_CHARACTERS = 1_024
+MAX_KIND_CHARACTERS = 64
+MAX_OFFER_BYTES = 16 * 1024
+MAX_KNOWN_NODES = 4_096
 READERS = {"agent", "gateway", "supervisor", "scheduler"}
 STOP_GRACE_S = 1.0
 
@@ -40,21 +43,24 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         self._ledger = ledger
         self._store = store
         self._keys = keys
+        self._names: dict[str, str] = {}
+        """Node id → name, of those that have spoken to us."""
 
-    def _own_agent(self, context: Any, node_name: str = "") -> None:
+    async def _own_node(self, context: Any, node_id: str) -> Identity:
+        """The caller, who must be the agent of exactly this node: the ledger says which name the node goes by."""
         identity = identity_of(context)
         require(identity, roles={"agent"}, organization=self._settings.organization)
-        if node_name and node_name != identity.name:
-            raise InvalidInput(f"{identity} cannot speak for {node_name!r}", code="wrong_node")
-
-    async def _not_another_s(self, node_id: str, name: str) -> None:
-        """A live offer is changed and withdrawn only by the agent that made it."""
-        value = await self._store.get(self._keys.offer(node_id))
-        if value is None:
-            return
-        live = scheduler_pb2.Offer.FromString(value.data)
-        if (live.name, live.organization) != (name, self._settings.organization):
-            raise PermissionDenied(f"node {node_id} is offered by {live.name}, not by {name}", code="wrong_node")
+        if self._names.get(node_id) != identity.name:
+            node = await self._ledger.node(node_id)
+            if (node.organization, node.name) != (identity.organization, identity.name):
+                raise PermissionDenied(
+                    f"{identity} cannot speak for {node.name} of {node.organization}; it speaks for its own node",
+                    code="wrong_node",
+                )
+            if len(self._names) >= MAX_KNOWN_NODES:
+                self._names.clear()
+            self._names[node_id] = node.name
+        return identity
 
     def _reader(self, context: Any) -> None:
         require(identity_of(context), roles=READERS, organization=self._settings.organization)
@@ -62,18 +68,20 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     async def Offer(self, request: Any, context: Any) -> scheduler_pb2.OfferResponse:
         """An offer lives for its TTL after the agent's last word."""
         offer = request.offer
-        self._own_agent(context, offer.name)
-        if offer.organization != self._settings.organization or not offer.node_id:
-            raise InvalidInput("an offer names its node and its own organization", code="bad_offer")
-        await self._not_another_s(offer.node_id, offer.name)
+        identity = await self._own_node(context, offer.node_id)
+        if (offer.organization, offer.name) != (identity.organization, identity.name):
+            raise InvalidInput(
+                f"the offer names {offer.name!r} of {offer.organization!r}, but {identity} sent it", code="bad_offer"
+            )
+        if offer.ByteSize() > MAX_OFFER_BYTES:
+            raise Exhausted(f"an offer has at most {MAX_OFFER_BYTES} bytes, this one has {offer.ByteSize()}")
         await self._store.put_for(
             self._keys.offer(offer.node_id), offer.SerializeToString(), self._settings.offer_ttl_s
         )
         return scheduler_pb2.OfferResponse(ttl_s=self._settings.offer_ttl_s)
 
     async def Withdraw(self, request: Any, context: Any) -> scheduler_pb2.WithdrawResponse:
-        self._own_agent(context)
-        await self._not_another_s(request.node_id, identity_of(context).name)
+        await self._own_node(context, request.node_id)
         await self._store.delete(self._keys.offer(request.node_id))
         return scheduler_pb2.WithdrawResponse()
 
@@ -90,14 +98,14 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         return await explain(self._ledger, self._store, self._keys, request.task_id, leader)
 
     async def ReportShard(self, request: Any, context: Any) -> scheduler_pb2.ReportShardResponse:
-        self._own_agent(context)
+        identity = await self._own_node(context, request.node_id)
         if (await self._ledger.task(request.task_id)).phase in ENDED:
             return scheduler_pb2.ReportShardResponse()  # too late to matter to anybody
         report = StoredReport(
             attempt=request.attempt,
-            node=identity_of(context).name,
-            kind=request.kind,
-            message=request.message[:MAX_REPORT_BYTES],
+            node=identity.name,
+            kind=request.kind[:MAX_KIND_CHARACTERS],
+            message=request.message[:MAX_REPORT_CHARACTERS],
         )
         await self._store.put(self._keys.report(request.task_id), msgspec.json.encode(report))
         log.info("%s reports of %s: %s: %s", report.node, request.task_id, report.kind, report.message)
@@ -119,6 +127,7 @@ async def serve(settings: SchedulerSettings, background: Background) -> Callable
 
     async def stand() -> None:
         """Campaign, lead, and again. Trouble with etcd or the ledger ends a term, never the service."""
+        await ledger.status()  # who cannot read the ledger does not stand
         term = await store.campaign(keys.leader, settings.organization, settings.offer_ttl_s)
         try:
             await leader.lead(term.lost)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from talkoo_api.ledger.v1 import state_pb2, tx_pb2
 from talkoo_api.scheduler.v1 import scheduler_pb2
 
 from talkoo_scheduler.policy import Candidate, Demand, PlannedShard, Rules, stake_needed_utlk
 
+REASON_MAX_BYTES = 1024
+"""The ledger's bound for the reason of a placement."""
 ENDED = frozenset({state_pb2.TASK_PHASE_COMPLETED, state_pb2.TASK_PHASE_FAILED, state_pb2.TASK_PHASE_CANCELLED})
 
 
@@ -23,9 +25,18 @@ def needs_placement(task: state_pb2.Task, height: int, stall_blocks: int) -> boo
     return task.phase == state_pb2.TASK_PHASE_RUNNING and height >= task.last_progress_height + stall_blocks
 
 
-def demand_of(task: state_pb2.Task, tasks: Iterable[state_pb2.Task]) -> Demand:
+def shards_by_owner(tasks: Iterable[state_pb2.Task]) -> dict[str, int]:
+    """Shards that each owner's live tasks hold."""
+    held: dict[str, int] = {}
+    for task in tasks:
+        if task.phase not in ENDED:
+            held[task.owner] = held.get(task.owner, 0) + len(task.shards)
+    return held
+
+
+def demand_of(task: state_pb2.Task, held: Mapping[str, int]) -> Demand:
+    """`held`: what `shards_by_owner` says."""
     spec = task.spec
-    held = sum(len(other.shards) for other in tasks if other.owner == task.owner and other.phase not in ENDED)
     return Demand(
         task_id=task.id,
         name=spec.name,
@@ -35,12 +46,12 @@ def demand_of(task: state_pb2.Task, tasks: Iterable[state_pb2.Task]) -> Demand:
         memory_bytes=spec.memory_bytes,
         price_utlk_per_gflop=spec.price_utlk_per_gflop,
         global_batch=spec.global_batch,
-        steps_per_segment=spec.steps_per_segment,
+        steps_per_segment=min(spec.steps, spec.steps_per_segment),
         flops_per_sample=spec.flops_per_sample,
         audit_rate_ppm=spec.audit_rate_ppm,
         created_height=task.created_height,
         banned=frozenset(task.banned_nodes),
-        owner_running=held - len(task.shards),
+        owner_running=held.get(task.owner, 0) - len(task.shards),
     )
 
 
@@ -49,20 +60,22 @@ def candidates_for(
     nodes: Iterable[state_pb2.Node],
     offers: Mapping[str, scheduler_pb2.Offer],
     stake_in_use: Mapping[str, int],
+    running: Mapping[str, Sequence[state_pb2.Task]],
     passed_over: Mapping[str, int],
 ) -> list[Candidate]:
     """Every registered node, offered or not, as this task sees it."""
     found = []
     for node in nodes:
         offer = offers.get(node.id)
+        state, reason = _state(task, offer, running.get(node.id, ())) if offer else ("", "")
         found.append(
             Candidate(
                 node_id=node.id,
                 name=node.name,
                 organization=node.organization,
                 offered=offer is not None,
-                state=_state(task, node, offer),
-                state_reason=offer.reason if offer else "",
+                state=state,
+                state_reason=reason,
                 memory_bytes=min(node.memory_bytes, offer.free_memory_bytes) if offer else node.memory_bytes,
                 speed_flops=offer.speed_flops if offer else node.speed_flops,
                 price_utlk_per_gflop=node.price_utlk_per_gflop,
@@ -76,14 +89,24 @@ def candidates_for(
     return found
 
 
-def _state(task: state_pb2.Task, node: state_pb2.Node, offer: scheduler_pb2.Offer | None) -> str:
+def running_on(tasks: Iterable[state_pb2.Task]) -> dict[str, list[state_pb2.Task]]:
+    """Tasks in training by node, as the ledger has them: an offer is older than a placement that was just made."""
+    found: dict[str, list[state_pb2.Task]] = {}
+    for task in tasks:
+        if task.phase == state_pb2.TASK_PHASE_RUNNING:
+            for shard in task.shards:
+                found.setdefault(shard.node_id, []).append(task)
+    return found
+
+
+def _state(task: state_pb2.Task, offer: scheduler_pb2.Offer, running: Sequence[state_pb2.Task]) -> tuple[str, str]:
     """A node that is busy with nothing but this very task is free for its next attempt."""
-    if offer is None:
-        return ""
-    mine = any(shard.node_id == node.id for shard in task.shards)
-    if offer.state == "busy" and mine and set(offer.running_tasks) <= {task.id}:
-        return "ready"
-    return offer.state
+    others = sorted(other.spec.name for other in running if other.id != task.id)
+    if offer.state == "busy" and set(offer.running_tasks) != {task.id}:
+        return "busy", offer.reason
+    if offer.state in ("busy", "ready") and len(others) >= max(offer.slots, 1):
+        return "busy", f"runs {', '.join(others)}"
+    return ("ready" if offer.state == "busy" else offer.state), offer.reason
 
 
 def stake_in_use(tasks: Iterable[state_pb2.Task], besides: str, rules: Rules) -> dict[str, int]:
@@ -92,7 +115,7 @@ def stake_in_use(tasks: Iterable[state_pb2.Task], besides: str, rules: Rules) ->
     for task in tasks:
         if task.id == besides or task.phase in ENDED:
             continue
-        demand = demand_of(task, ())
+        demand = demand_of(task, {})
         for shard in task.shards:
             needed = stake_needed_utlk(demand, shard.samples, shard.price_utlk_per_gflop, rules)
             used[shard.node_id] = used.get(shard.node_id, 0) + needed
@@ -107,7 +130,7 @@ def place_message(task: state_pb2.Task, shards: Iterable[PlannedShard], reason: 
             tx_pb2.Shard(node_id=s.node_id, rank=s.rank, samples=s.samples, price_utlk_per_gflop=s.price_utlk_per_gflop)
             for s in shards
         ],
-        reason=reason,
+        reason=reason.encode()[:REASON_MAX_BYTES].decode("utf-8", "ignore"),
     )
 
 
