@@ -45,30 +45,36 @@ class Change:
 
 
 class Lease:
-    """Keys written with it live while it is kept alive; `lost` is set once it is not, whatever the reason."""
+    """Keys written with it live while it is kept alive; `lost` is set once it is not, whatever the reason.
 
-    def __init__(self, client: Etcd3Client, lease_id: int, ttl_s: int) -> None:
+    `lost` is set no later than the server forgets the lease: its life is counted from when a renewal was sent.
+    """
+
+    def __init__(self, client: Etcd3Client, lease_id: int, ttl_s: int, asked_s: float) -> None:
+        """`asked_s`: the event loop's time before the lease was asked for."""
         self.id = lease_id
         self.lost = asyncio.Event()
         self._client = client
         self._ttl_s = ttl_s
+        self._ends_s = asked_s + ttl_s
         self._keeper = asyncio.create_task(self._keep_alive(), name=f"lease {lease_id:x}")
 
     async def _keep_alive(self) -> None:
         """Renew three times per TTL. A renewal that is late by a whole TTL, or refused, means the lease is lost."""
         now = asyncio.get_running_loop().time
-        renewed = now()
+        pause = self._ttl_s / KEEPALIVES_PER_TTL
         try:
-            while now() - renewed < self._ttl_s:
-                await asyncio.sleep(self._ttl_s / KEEPALIVES_PER_TTL)
+            while (left_s := self._ends_s - now()) > 0:
+                await asyncio.sleep(min(pause, left_s))
+                sent_s = now()
                 try:
-                    left = await asyncio.wait_for(self._renew(), self._ttl_s / KEEPALIVES_PER_TTL)
+                    granted_s = await asyncio.wait_for(self._renew(), min(pause, self._ends_s - sent_s))
                 except (TimeoutError, EtcdError, grpc.aio.AioRpcError) as error:
                     log.warning("a lease in etcd was not renewed: %s", type(error).__name__)
                     continue
-                if left <= 0:
+                if granted_s <= 0:
                     return
-                renewed = now()
+                self._ends_s = sent_s + granted_s
         finally:
             self.lost.set()
 
@@ -177,8 +183,9 @@ class EtcdStore:
 
     async def lease(self, ttl_s: int) -> Lease:
         """A lease that is kept alive until released or lost."""
+        asked_s = asyncio.get_running_loop().time()
         answer = await self._call(self._client.lease.grant(ttl=ttl_s))
-        return Lease(self._client, int(answer.ID), ttl_s)
+        return Lease(self._client, int(answer.ID), ttl_s, asked_s)
 
     async def watch(self, prefix: str) -> AsyncGenerator[tuple[Change, ...], None]:
         """Changes under a prefix from now on, forever; a broken stream goes on behind the last revision seen.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ async def test_a_dead_owner_s_key_disappears(etcd: Any, eventually: Any) -> None
 
 
 async def test_a_lease_that_ran_out_is_given_back_quietly_and_takes_no_more_writes(etcd: Any, eventually: Any) -> None:
-    """A process that was stopped for longer than the TTL finds its lease gone: the end of a term, not of the process."""
+    """A process stopped for longer than the TTL finds its lease gone: the end of a term, not of the process."""
     async with etcd.store() as store:
         lease = await store.lease(1)
         await store.put("/term", b"mine", lease)
@@ -65,6 +66,21 @@ async def test_a_lease_that_ran_out_is_given_back_quietly_and_takes_no_more_writ
             await store.swap("/term", b"late", 0, lease)
         await lease.release()
         assert lease.lost.is_set()
+
+
+async def test_a_lease_is_lost_no_later_than_the_server_forgets_it(etcd: Any) -> None:
+    """The server hangs (SIGSTOP): whoever leads must know before another can be elected."""
+    ttl_s = 3
+    async with etcd.store() as store:
+        lease = await store.lease(ttl_s)
+        await asyncio.sleep(ttl_s / 2)  # at least one renewal has gone through
+        etcd.process.send_signal(signal.SIGSTOP)
+        try:
+            stopped = asyncio.get_running_loop().time()
+            await asyncio.wait_for(lease.lost.wait(), ttl_s + 0.2)
+            assert asyncio.get_running_loop().time() - stopped <= ttl_s + 0.1
+        finally:
+            etcd.process.send_signal(signal.SIGCONT)
 
 
 async def test_one_leader_at_a_time_with_growing_tokens(etcd: Any) -> None:
