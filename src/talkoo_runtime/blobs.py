@@ -12,12 +12,13 @@ import re
 import secrets
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from talkoo_core.errors import Corrupt, Exhausted, InvalidInput, NotFound, Unavailable
 from talkoo_runtime.disk import full_disk_is_exhausted, sync_folder
 
 MAX_BLOB_BYTES = 8 * 1024**3
+MAX_IN_MEMORY_BYTES = 2 * 1024**3
 CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -34,7 +35,7 @@ class BlobStore(Protocol):
         ...
 
     async def get(self, digest: str) -> bytes:
-        """The bytes, verified."""
+        """The bytes, verified. More than `MAX_IN_MEMORY_BYTES` are refused (Exhausted): take `get_to_file`."""
         ...
 
     async def get_to_file(self, digest: str, path: Path) -> None:
@@ -53,8 +54,8 @@ class BlobStore(Protocol):
 def open_blob_store(url: str) -> BlobStore:
     """`file:///folder`, or `s3://bucket/prefix?endpoint=http://host:port` with AWS_* credentials in the environment."""
     parts = urlsplit(url)
-    if parts.scheme == "file" and parts.path:
-        return FolderBlobStore(Path(parts.path))
+    if parts.scheme == "file" and parts.path and parts.netloc in ("", "localhost"):
+        return FolderBlobStore(Path(unquote(parts.path)))
     if parts.scheme == "s3" and parts.netloc:
         endpoint = parse_qs(parts.query).get("endpoint", [""])[0]
         return S3BlobStore(endpoint, parts.netloc, parts.path.strip("/"), _credentials_from_environment())
@@ -105,7 +106,7 @@ class FolderBlobStore:
 
     def _write(self, digest: str, data: bytes) -> None:
         target = self._path(digest)
-        if target.is_file():
+        if _holds(target, digest):
             return
         beside = self._beside(target)
         with full_disk_is_exhausted(self._folder):
@@ -143,7 +144,8 @@ class FolderBlobStore:
 
     def _read(self, digest: str) -> bytes:
         try:
-            return self._path(digest).read_bytes()
+            with self._path(digest).open("rb") as file:
+                return _read_bounded(file)
         except FileNotFoundError:
             raise _absent(digest) from None
 
@@ -167,6 +169,10 @@ class S3BlobStore:
         from minio import Minio
 
         parts = urlsplit(endpoint or "https://s3.amazonaws.com")
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise InvalidInput(
+                f"{endpoint!r} is no S3 endpoint; write it as http://host:port or https://host", code="bad_settings"
+            )
         self._client: Any = Minio(
             parts.netloc, access_key=credentials[0], secret_key=credentials[1], secure=parts.scheme == "https"
         )
@@ -222,7 +228,7 @@ class S3BlobStore:
     def _read(self, digest: str) -> bytes:
         answer = self._client.get_object(self._bucket, self._key(digest))
         try:
-            return bytes(answer.read())
+            return _read_bounded(answer)
         finally:
             answer.close()
             answer.release_conn()
@@ -249,6 +255,14 @@ class S3BlobStore:
             raise Unavailable(f"the S3 store cannot be reached: {error}", code="s3") from error
 
 
+def _read_bounded(reader: Any) -> bytes:
+    """Somebody else may have stored it: its size is not to be trusted."""
+    data = bytes(reader.read(MAX_IN_MEMORY_BYTES + 1))
+    if len(data) > MAX_IN_MEMORY_BYTES:
+        raise Exhausted(f"a blob over {MAX_IN_MEMORY_BYTES} bytes is not read into memory; read it into a file")
+    return data
+
+
 def _write_verified(digest: str, reader: Any, path: Path) -> None:
     """Copy a stream beside `path`, check its hash, then rename."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -264,6 +278,15 @@ def _write_verified(digest: str, reader: Any, path: Path) -> None:
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+def _holds(path: Path, digest: str) -> bool:
+    """Whether a blob is there and whole: one that was damaged on the disk is written anew."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except FileNotFoundError:
+        return False
 
 
 def _digest_of_file(path: Path) -> str:

@@ -34,6 +34,7 @@ def load_settings(cls: type[T], path: Path | None, env: Mapping[str, str]) -> T:
         text = env.get(PREFIX + name.upper())
         if text is not None:
             values[name] = _from_text(name, field.type, text)
+            _check_variable(name, field.type, values[name])
     try:
         return msgspec.convert(values, cls)
     except msgspec.ValidationError as error:
@@ -45,6 +46,8 @@ def _read(path: Path) -> dict[str, Any]:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise NotFound(f"there is no settings file {path}; name one with --settings") from None
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}", code="bad_settings") from None
     try:
         values = json.loads(raw) if path.suffix == ".json" else tomllib.loads(raw.decode("utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
@@ -65,6 +68,14 @@ def _from_text(name: str, kind: Any, text: str) -> Any:
             f'{PREFIX}{name.upper()}={text!r} is not a value; write it as JSON, for example 5 or ["a"]',
             code="bad_settings",
         ) from None
+
+
+def _check_variable(name: str, kind: Any, value: Any) -> None:
+    """A wrong variable is named itself, not the file it wins over."""
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"{PREFIX}{name.upper()}: {error}", code="bad_settings") from None
 
 
 def _explained(message: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from opentelemetry.trace import Span, SpanContext, TraceFlags
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
+log = logging.getLogger(__name__)
 TRACEPARENT = "traceparent"
 MAX_TRACE_FILE_BYTES = 32 * 1024 * 1024
 EXPORT_DELAY_MS = 500
@@ -107,15 +109,30 @@ def _json_lines_exporter(path: Path) -> Any:
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
     class JsonLines(SpanExporter):
-        """Appends; a file over its bound is moved aside once, so at most two are kept."""
+        """Appends; a file over its bound is moved aside once, so at most two are kept.
+
+        Spans that cannot be written (a full disk) are lost, which is told once.
+        """
+
+        told = False
 
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            try:
+                self._append(spans)
+            except OSError as error:
+                if not self.told:
+                    log.warning("%s cannot be written (%s); spans are lost until it can", path, error.strerror)
+                self.told = True
+                return SpanExportResult.FAILURE
+            self.told = False
+            return SpanExportResult.SUCCESS
+
+        def _append(self, spans: Sequence[ReadableSpan]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and path.stat().st_size > MAX_TRACE_FILE_BYTES:
                 path.replace(path.with_suffix(".old.jsonl"))
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(_plain(item)) + "\n" for item in spans)
-            return SpanExportResult.SUCCESS
 
         def shutdown(self) -> None:
             return

@@ -80,6 +80,31 @@ async def test_damage_in_a_folder_is_found_on_read(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+async def test_damage_is_mended_by_putting_again(tmp_path: Path) -> None:
+    store = FolderBlobStore(tmp_path / "blobs")
+    digest = await store.put(b"precious")
+    next(p for p in (tmp_path / "blobs").rglob(digest)).write_bytes(b"precioos")
+    await store.put(b"precious")
+    assert await store.get(digest) == b"precious"
+
+
+async def test_a_blob_that_would_fill_the_memory_is_refused(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = await store.put(b"x" * 1001)
+    monkeypatch.setattr(blobs, "MAX_IN_MEMORY_BYTES", 1000)
+    with pytest.raises(Exhausted, match="into a file"):
+        await store.get(digest)
+    await store.get_to_file(digest, tmp_path / "out")
+    assert (tmp_path / "out").stat().st_size == 1001
+    assert len(await store.get(await store.put(b"y" * 1000))) == 1000
+
+
+async def test_a_folder_with_a_blank_in_its_name_is_that_folder(tmp_path: Path) -> None:
+    await open_blob_store((tmp_path / "my blobs").as_uri()).put(b"x")
+    assert [p.name for p in tmp_path.iterdir()] == ["my blobs"]
+
+
 async def test_a_full_disk_is_exhausted_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,5 +140,9 @@ def test_a_store_is_opened_by_its_url(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(InvalidInput, match="AWS_SECRET_ACCESS_KEY"):
         open_blob_store("s3://bucket")
-    with pytest.raises(InvalidInput, match="no blob store"):
-        open_blob_store("ftp://x/y")
+    for wrong in ("ftp://x/y", "file://relative/folder", "blobs"):
+        with pytest.raises(InvalidInput, match="no blob store"):
+            open_blob_store(wrong)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with pytest.raises(InvalidInput, match="http://host:port"):
+        open_blob_store("s3://bucket?endpoint=host:8333")

@@ -56,3 +56,24 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="--settings"):
         load_settings(ServiceSettings, tmp_path / "none.toml", {})
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="cannot be read: Is a directory"):
+        load_settings(ServiceSettings, tmp_path, {})
+
+
+class Numbered(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As a room's own settings: values that are not text."""
+
+    ttl_s: int = 5
+    peers: tuple[str, ...] = ()
+
+
+def test_variables_that_are_not_text_are_json_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    settings = load_settings(Numbered, path, {"TALKOO_TTL_S": "7", "TALKOO_PEERS": '["a", "b"]'})
+    assert (settings.ttl_s, settings.peers) == (7, ("a", "b"))
+    for text, said in (('"x"', "TALKOO_TTL_S: Expected `int`"), ("soon", "write it as JSON")):
+        with pytest.raises(InvalidInput, match=said):
+            load_settings(Numbered, path, {"TALKOO_TTL_S": text})

@@ -1,0 +1,73 @@
+"""Certificates: renewed in time, written so that keys stay secret and no crash leaves half of one."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from talkoo_runtime.pki import (
+    CERTIFICATE_DAYS,
+    create_authority,
+    ensure_authority,
+    ensure_certificate,
+    identity_uri,
+    issue,
+    needs_renewal,
+    trust_bundle,
+)
+
+NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+URI = identity_uri("town", "north", "ledger", "north-ledger")
+
+
+def test_a_certificate_names_its_service_and_its_hosts() -> None:
+    authority = create_authority("north", NOW)
+    pem, _ = issue(authority, URI, NOW, ("localhost", "127.0.0.1", "ledger.north.example"))
+    leaf, issuer = x509.load_pem_x509_certificates(pem)
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [URI]
+    assert names.get_values_for_type(x509.DNSName) == ["localhost", "ledger.north.example"]
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
+    leaf.verify_directly_issued_by(issuer)
+    constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert (constraints.critical, constraints.value.ca, constraints.value.path_length) == (True, True, 0)
+
+
+@pytest.mark.parametrize(("age", "renew"), [(0.0, False), (0.66, False), (0.67, True), (1.0, True), (2.0, True)])
+def test_a_certificate_is_renewed_in_the_last_third_of_its_life(age: float, renew: bool) -> None:
+    pem, _ = issue(create_authority("north", NOW), URI, NOW)
+    assert needs_renewal(pem, NOW + datetime.timedelta(days=CERTIFICATE_DAYS) * age) is renew
+
+
+def test_files_are_made_once_and_keys_are_for_their_owner_only(tmp_path: Path) -> None:
+    authority = ensure_authority(tmp_path / "ca", "north")
+    ensure_certificate(authority, tmp_path / "ledger", URI)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.pem")}
+    assert {p.name: oct(p.stat().st_mode & 0o777) for p in before} == {
+        "private-key.pem": "0o600",
+        "certificate.pem": "0o644",
+    }
+    assert ensure_authority(tmp_path / "ca", "north") == authority
+    ensure_certificate(authority, tmp_path / "ledger", URI)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.pem")} == before
+
+
+@pytest.mark.parametrize("left", ["private-key.pem", "certificate.pem"])
+def test_half_of_what_a_crash_left_is_made_anew(tmp_path: Path, left: str) -> None:
+    authority = ensure_authority(tmp_path / "ca", "north")
+    ensure_certificate(authority, tmp_path / "ledger", URI)
+    for path in (tmp_path / "ledger").iterdir():
+        if path.name != left:
+            path.unlink()
+    before = (tmp_path / "ledger" / left).read_bytes()
+    ensure_certificate(authority, tmp_path / "ledger", URI)
+    assert (tmp_path / "ledger" / left).read_bytes() != before
+
+
+def test_a_bundle_is_all_authorities_and_no_key() -> None:
+    bundle = trust_bundle([create_authority("north", NOW), create_authority("south", NOW)])
+    assert len(x509.load_pem_x509_certificates(bundle)) == 2
+    assert b"PRIVATE" not in bundle
