@@ -259,7 +259,7 @@ def test_a_task_goes_on_from_its_checkpoint_when_a_trainer_is_killed(
 
 
 def test_ctrl_c_and_a_second_up_lose_nothing(home: Any) -> None:
-    """Last: it stops the federation that the other tests use, and starts it again."""
+    """Last: it stops the federation that the other tests use, starts it again, and leaves it stopped."""
     before = {a["label"]: int(a["balance_utlk"]) for a in home.json("accounts")}
     height = home.height()
     took = home.stop()
@@ -275,3 +275,4 @@ def test_ctrl_c_and_a_second_up_lose_nothing(home: Any) -> None:
     assert json.loads(
         home.ok("request", "digits", "--input", f"@{Path(__file__).parents[2]}/examples/digits/three.json")
     )
+    home.stop()  # the tests of other rooms need the processor
