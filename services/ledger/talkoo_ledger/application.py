@@ -22,6 +22,7 @@ from talkoo_ledger.context import Block, Context, Event
 from talkoo_ledger.epochs import ValidatorUpdate
 from talkoo_ledger.genesis import Genesis, genesis_state
 from talkoo_ledger.messages import Transaction
+from talkoo_ledger.misbehavior import Misbehavior
 from talkoo_ledger.records import Account
 from talkoo_ledger.state import State
 from talkoo_ledger.transfers import account_of
@@ -71,13 +72,17 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class FinalizeRequest:
-    """A decided block. `proposer_address` is the 20-byte address of the proposer's consensus key."""
+    """A decided block. `proposer_address` is the 20-byte address of the proposer's consensus key.
+
+    `misbehavior`: what the block proves against validators, in its order.
+    """
 
     height: int
     hash: bytes
     time_ns: int
     proposer_address: bytes
     txs: Sequence[bytes]
+    misbehavior: tuple[Misbehavior, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
