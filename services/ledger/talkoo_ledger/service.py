@@ -10,7 +10,7 @@ from typing import Any
 
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, state_pb2
 
-from talkoo_core.errors import Conflict, InvalidInput, NotFound, Unavailable
+from talkoo_core.errors import Conflict, Exhausted, InvalidInput, NotFound, TalkooError, Unavailable
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.genesis import Genesis, check_genesis, parse_genesis
 from talkoo_ledger.mempool import Mempool
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 MAX_WAIT_MS = 60_000
 BLOCKS_AT_ONCE = 10_000
+BROADCAST_MANY_TXS = 1_000
+BROADCAST_MANY_BYTES = 1 << 20
+CHECKED_AT_ONCE = 32
 OWN_ROLES = {"scheduler", "validator", "gateway", "agent", "supervisor"}
 STOP_GRACE_S = 1.0
 
@@ -47,6 +50,24 @@ class LedgerServicer(service_pb2_grpc.LedgerServicer):
     async def Broadcast(self, request: Any, context: Any) -> service_pb2.BroadcastResponse:
         self._admit(context)
         return service_pb2.BroadcastResponse(hash=self._node.broadcast(request.tx))
+
+    async def BroadcastMany(self, request: Any, context: Any) -> service_pb2.BroadcastManyResponse:
+        self._admit(context)
+        if len(request.txs) > BROADCAST_MANY_TXS or request.ByteSize() > BROADCAST_MANY_BYTES:
+            raise Exhausted(
+                f"{len(request.txs)} transactions in {request.ByteSize()} bytes at once; send at most "
+                f"{BROADCAST_MANY_TXS} in {BROADCAST_MANY_BYTES} bytes",
+                code="too_many_txs",
+            )
+        response = service_pb2.BroadcastManyResponse()
+        for index, data in enumerate(request.txs):
+            try:
+                self._node.broadcast(data)
+            except TalkooError as error:
+                response.refused.add(index=index, family=error.family, code=error.code, message=error.message)
+            if index % CHECKED_AT_ONCE == CHECKED_AT_ONCE - 1:
+                await asyncio.sleep(0)  # consensus goes on between
+        return response
 
     async def WaitTx(self, request: Any, context: Any) -> service_pb2.TxResult:
         self._admit(context)
@@ -118,7 +139,7 @@ class LedgerServicer(service_pb2_grpc.LedgerServicer):
 
     async def Blocks(self, request: Any, context: Any) -> AsyncIterator[service_pb2.RawBlock]:
         self._admit(context)
-        async for raw in _blocks(self._executor, request, results=True):
+        async for raw in _blocks(self._executor, request, results=not request.without_results):
             yield raw
 
     async def Follow(self, request: Any, context: Any) -> AsyncIterator[service_pb2.BlockEvents]:

@@ -59,6 +59,75 @@ class BroadcastResponse(_message.Message):
 Global___BroadcastResponse: _TypeAlias = BroadcastResponse  # noqa: Y015
 
 @_typing.final
+class BroadcastManyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TXS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def txs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        txs: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["txs", b"txs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BroadcastManyRequest: _TypeAlias = BroadcastManyRequest  # noqa: Y015
+
+@_typing.final
+class Refusal(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    FAMILY_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """of the transaction in the request"""
+    family: _builtins.str
+    code: _builtins.str
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        family: _builtins.str = ...,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "family", b"family", "index", b"index", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+
+@_typing.final
+class BroadcastManyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]: ...
+    def __init__(
+        self,
+        *,
+        refused: _abc.Iterable[Global___Refusal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BroadcastManyResponse: _TypeAlias = BroadcastManyResponse  # noqa: Y015
+
+@_typing.final
 class WaitTxRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -507,18 +576,21 @@ class BlocksRequest(_message.Message):
 
     FROM_HEIGHT_FIELD_NUMBER: _builtins.int
     TO_HEIGHT_FIELD_NUMBER: _builtins.int
+    WITHOUT_RESULTS_FIELD_NUMBER: _builtins.int
     from_height: _builtins.int
     to_height: _builtins.int
     """0: up to the newest"""
+    without_results: _builtins.bool
     def __init__(
         self,
         *,
         from_height: _builtins.int = ...,
         to_height: _builtins.int = ...,
+        without_results: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_height", b"from_height", "to_height", b"to_height"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_height", b"from_height", "to_height", b"to_height", "without_results", b"without_results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,6 +41,11 @@ class LedgerStub:
                 request_serializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BroadcastRequest.SerializeToString,
                 response_deserializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BroadcastResponse.FromString,
                 _registered_method=True)
+        self.BroadcastMany = channel.unary_unary(
+                '/talkoo_api.ledger.v1.Ledger/BroadcastMany',
+                request_serializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BroadcastManyRequest.SerializeToString,
+                response_deserializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BroadcastManyResponse.FromString,
+                _registered_method=True)
         self.WaitTx = channel.unary_unary(
                 '/talkoo_api.ledger.v1.Ledger/WaitTx',
                 request_serializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.WaitTxRequest.SerializeToString,
@@ -94,6 +99,13 @@ class LedgerServicer:
 
     def Broadcast(self, request, context):
         """Checks and spreads a transaction. Does not wait for a block. Errors: InvalidInput, Conflict, InsufficientFunds, Exhausted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BroadcastMany(self, request, context):
+        """The same for many at once, in order; those refused are named, the others wait for a block. At most 1,000 and 1 MiB (Exhausted).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +177,11 @@ def add_LedgerServicer_to_server(servicer, server):
                     servicer.Broadcast,
                     request_deserializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BroadcastRequest.FromString,
                     response_serializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BroadcastResponse.SerializeToString,
+            ),
+            'BroadcastMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.BroadcastMany,
+                    request_deserializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BroadcastManyRequest.FromString,
+                    response_serializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BroadcastManyResponse.SerializeToString,
             ),
             'WaitTx': grpc.unary_unary_rpc_method_handler(
                     servicer.WaitTx,
@@ -240,6 +257,33 @@ class Ledger:
             '/talkoo_api.ledger.v1.Ledger/Broadcast',
             talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BroadcastRequest.SerializeToString,
             talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BroadcastResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BroadcastMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/talkoo_api.ledger.v1.Ledger/BroadcastMany',
+            talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BroadcastManyRequest.SerializeToString,
+            talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BroadcastManyResponse.FromString,
             options,
             channel_credentials,
             insecure,
