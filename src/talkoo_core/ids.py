@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, reduce
+from operator import xor
 
 from talkoo_core.errors import InvalidInput
 
@@ -22,41 +24,46 @@ _GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
-def _polymod(values: Iterable[int]) -> int:
-    check = 1
+def _step(top: int) -> int:
+    """What the five bits that leave the checksum's register put back into it."""
+    return reduce(xor, (generator for bit, generator in enumerate(_GENERATOR) if top >> bit & 1), 0)
+
+
+_STEPS = tuple(_step(top) for top in range(32))
+
+
+def _polymod(values: Iterable[int], check: int = 1) -> int:
     for value in values:
-        top = check >> 25
-        check = (check & 0x1FFFFFF) << 5 ^ value
-        for bit in range(5):
-            if (top >> bit) & 1:
-                check ^= _GENERATOR[bit]
+        check = (check & 0x1FFFFFF) << 5 ^ value ^ _STEPS[check >> 25]
     return check
 
 
-def _expand(prefix: str) -> list[int]:
-    return [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix]
+@lru_cache(maxsize=16)
+def _polymod_of_prefix(prefix: str) -> int:
+    return _polymod([ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix])
 
 
-def _regroup(values: Iterable[int], from_bits: int, to_bits: int, pad: bool) -> list[int]:
-    """Repack a sequence of `from_bits`-wide numbers as `to_bits`-wide ones (BIP-173, convertbits)."""
-    accumulator = bits = 0
-    out: list[int] = []
-    for value in values:
-        accumulator = (accumulator << from_bits) | value
-        bits += from_bits
-        while bits >= to_bits:
-            bits -= to_bits
-            out.append((accumulator >> bits) & ((1 << to_bits) - 1))
-    if pad and bits:
-        out.append((accumulator << (to_bits - bits)) & ((1 << to_bits) - 1))
-    elif not pad and (bits >= from_bits or (accumulator << (to_bits - bits)) & ((1 << to_bits) - 1)):
+def _words(data: bytes) -> list[int]:
+    """Bytes as five-bit numbers, filled up with zero bits (BIP-173, convertbits)."""
+    count = (8 * len(data) + 4) // 5
+    number = int.from_bytes(data, "big") << 5 * count - 8 * len(data)
+    return [number >> shift & 31 for shift in range(5 * (count - 1), -1, -5)]
+
+
+def _bytes(words: Sequence[int]) -> bytes:
+    """The inverse. Raises InvalidInput where what was filled up is not zero, or is a whole word."""
+    number = 0
+    for word in words:
+        number = number << 5 | word
+    spare = 5 * len(words) % 8
+    if spare >= 5 or number & (1 << spare) - 1:
         raise InvalidInput("the address has stray bits at its end; copy it again", code="bad_address")
-    return out
+    return (number >> spare).to_bytes(5 * len(words) // 8, "big")
 
 
 def bech32_encode(prefix: str, data: bytes) -> str:
-    words = _regroup(data, 8, 5, pad=True)
-    polymod = _polymod([*_expand(prefix), *words, 0, 0, 0, 0, 0, 0]) ^ 1
+    words = _words(data)
+    polymod = _polymod([*words, 0, 0, 0, 0, 0, 0], _polymod_of_prefix(prefix)) ^ 1
     checksum = [(polymod >> 5 * (5 - i)) & 31 for i in range(6)]
     return prefix + "1" + "".join(_CHARSET[word] for word in [*words, *checksum])
 
@@ -68,12 +75,13 @@ def bech32_decode(text: str) -> tuple[str, bytes]:
     if (text not in (lowered, text.upper())) or split < 1 or len(text) > 90 or len(text) - split < 7:
         raise InvalidInput(f"{text!r} is not an address; addresses look like tlk1…", code="bad_address")
     prefix, body = lowered[:split], lowered[split + 1 :]
-    if any(c not in _VALUE_OF for c in body):
-        raise InvalidInput(f"{text!r} holds a character no address has; copy it again", code="bad_address")
-    words = [_VALUE_OF[c] for c in body]
-    if _polymod([*_expand(prefix), *words]) != 1:
+    try:
+        words = [_VALUE_OF[c] for c in body]
+    except KeyError:
+        raise InvalidInput(f"{text!r} holds a character no address has; copy it again", code="bad_address") from None
+    if _polymod(words, _polymod_of_prefix(prefix)) != 1:
         raise InvalidInput(f"{text!r} is mistyped: its checksum does not fit; copy it again", code="bad_address")
-    return prefix, bytes(_regroup(words[:-6], 5, 8, pad=False))
+    return prefix, _bytes(words[:-6])
 
 
 def address_text(raw: bytes) -> str:

@@ -126,6 +126,26 @@ def _task_is_live(task: Task) -> bool:
     return task.phase not in FINAL_PHASES or task.accepted_segments < task.next_segment
 
 
+_TABLES = {"chain": "chains", "params": "parameters", "supply": "supplies"}
+"""Tables whose name is not their module's: each of these holds one record."""
+
+_LIVE: dict[str, Callable[[Any], bool]] = {
+    "accounts": _never,
+    "chains": _never,
+    "models": _never,
+    "nodes": _never,
+    "organizations": _never,
+    "parameters": _never,
+    "payments": _never,
+    "requests": lambda request: request.state == "open",
+    "segments": _never,
+    "supplies": _never,
+    "tasks": _task_is_live,
+    "unbonding": _always,
+}
+"""The tables, and which of their records are live."""
+
+
 class State:
     """One layer over all modules. Attribute names are the modules' names in the state tree."""
 
@@ -144,20 +164,32 @@ class State:
         "unbonding",
     )
 
+    accounts: Table[Account]
+    chains: Table[Chain]
+    models: Table[ModelVersion]
+    nodes: Table[Node]
+    organizations: Table[Organization]
+    parameters: Table[Params]
+    payments: Table[Payment]
+    requests: Table[ModelRequest]
+    segments: Table[Segment]
+    supplies: Table[Supply]
+    tasks: Table[Task]
+    unbonding: Table[Unbonding]
+
     def __init__(self, below: State | None = None) -> None:
         self.below = below
-        self.accounts: Table[Account] = below.accounts.above() if below else Table(_never)
-        self.chains: Table[Chain] = below.chains.above() if below else Table(_never)
-        self.models: Table[ModelVersion] = below.models.above() if below else Table(_never)
-        self.nodes: Table[Node] = below.nodes.above() if below else Table(_never)
-        self.organizations: Table[Organization] = below.organizations.above() if below else Table(_never)
-        self.parameters: Table[Params] = below.parameters.above() if below else Table(_never)
-        self.payments: Table[Payment] = below.payments.above() if below else Table(_never)
-        self.requests: Table[ModelRequest] = below.requests.above() if below else Table(lambda r: r.state == "open")
-        self.segments: Table[Segment] = below.segments.above() if below else Table(_never)
-        self.supplies: Table[Supply] = below.supplies.above() if below else Table(_never)
-        self.tasks: Table[Task] = below.tasks.above() if below else Table(_task_is_live)
-        self.unbonding: Table[Unbonding] = below.unbonding.above() if below else Table(_always)
+        self._tables: dict[str, Table[Any]] = {}
+
+    def __getattr__(self, name: str) -> Table[Any]:
+        """A table is made when it is first used: most transactions touch two of them."""
+        is_live = _LIVE.get(name)
+        if is_live is None:
+            raise AttributeError(f"the state has no table {name!r}")
+        table = getattr(self.below, name).above() if self.below is not None else Table(is_live)
+        self._tables[name] = table
+        setattr(self, name, table)
+        return table
 
     @property
     def chain(self) -> Chain:
@@ -172,15 +204,14 @@ class State:
         return self.supplies["supply"]
 
     def table(self, module: str) -> Table[Record]:
-        names = {"chain": "chains", "params": "parameters", "supply": "supplies"}
-        return cast("Table[Record]", getattr(self, names.get(module, module)))
+        return cast("Table[Record]", getattr(self, _TABLES.get(module, module)))
 
     def above(self) -> State:
         return State(self)
 
     def absorb(self, layer: State) -> None:
-        for module in self.MODULES:
-            self.table(module).absorb(layer.table(module))
+        for name, table in layer._tables.items():
+            getattr(self, name).absorb(table)
 
     def changes(self) -> list[tuple[str, str, Record | None, Record | None]]:
         """What this layer changes: (module, key, before, after)."""
