@@ -17,6 +17,8 @@ from talkoo_core.errors import InvalidInput
 ADDRESS_BYTES = 20
 ADDRESS_PREFIX = "tlk"
 NAME_MAX_LENGTH = 63
+ADDRESSES_REMEMBERED = 8_192
+"""Whoever sends a transaction sends another soon: the text of an address is made and read once, not each time."""
 
 _CHARSET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _VALUE_OF = {character: value for value, character in enumerate(_CHARSET)}
@@ -90,11 +92,13 @@ def address_text(raw: bytes) -> str:
     return bech32_encode(ADDRESS_PREFIX, raw)
 
 
+@lru_cache(maxsize=ADDRESSES_REMEMBERED)
 def address_of_key(public_key: bytes) -> str:
     """The address that a 32-byte Ed25519 public key owns."""
     return address_text(hashlib.sha256(public_key).digest()[:ADDRESS_BYTES])
 
 
+@lru_cache(maxsize=ADDRESSES_REMEMBERED)
 def parse_address(text: str) -> bytes:
     """`tlk1…` to 20 raw bytes. Raises `InvalidInput` (code `bad_address`)."""
     prefix, raw = bech32_decode(text)

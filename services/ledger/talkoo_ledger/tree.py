@@ -13,6 +13,7 @@ Nodes are immutable, so an older root stays readable while the next block is app
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -127,8 +128,7 @@ def update(tree: Tree, changes: Mapping[str, bytes | None]) -> Tree:
         else:
             leaf = make_leaf(key, value)
             leaves.append((leaf.path, leaf))
-    leaves.sort(key=lambda item: item[0])
-    return _update(tree, leaves, DEPTH_BITS - 1)
+    return _Changes(leaves).apply(tree, 0, len(leaves), DEPTH_BITS - 1)
 
 
 def prove(tree: Tree, key: str) -> Proof:
@@ -213,27 +213,46 @@ def _inner_hash(left: bytes, right: bytes) -> bytes:
     return sha256(b"\x01" + left + right)
 
 
-def _update(tree: Tree, changes: list[tuple[int, Leaf | None]], bit: int) -> Tree:
-    """Apply sorted changes below a node whose next turn is `bit` of the path."""
-    if not changes:
-        return tree
-    if isinstance(tree, Leaf):
-        if all(path != tree.path for path, _ in changes):
-            changes = sorted([*changes, (tree.path, tree)], key=lambda item: item[0])
-        tree = None
-    if tree is None:
-        return _build([leaf for _, leaf in changes if leaf is not None], bit)
-    middle = next((i for i, (path, _) in enumerate(changes) if path >> bit & 1), len(changes))
-    left = _update(tree.left, changes[:middle], bit - 1)
-    right = _update(tree.right, changes[middle:], bit - 1)
-    return _join(left, right)
+class _Changes:
+    """Leaves to set (None: to remove) by path, in order of their paths."""
+
+    __slots__ = ("leaves", "paths")
+
+    def __init__(self, changes: Iterable[tuple[int, Leaf | None]]) -> None:
+        ordered = sorted(changes, key=_path_of)
+        self.paths = [path for path, _ in ordered]
+        self.leaves = [leaf for _, leaf in ordered]
+
+    def apply(self, tree: Tree, low: int, high: int, bit: int) -> Tree:
+        """A node with the changes from `low` to before `high` made below it; its next turn is `bit` of the path."""
+        if low == high:
+            return tree
+        if isinstance(tree, Inner):
+            middle = self._middle(low, high, bit)
+            return _join(self.apply(tree.left, low, middle, bit - 1), self.apply(tree.right, middle, high, bit - 1))
+        if tree is not None and not self._touch(tree.path, low, high):
+            around = [*zip(self.paths[low:high], self.leaves[low:high], strict=True), (tree.path, tree)]
+            return _Changes(around).build(0, len(around), bit)
+        return self.build(low, high, bit)
+
+    def build(self, low: int, high: int, bit: int) -> Tree:
+        """The tree of these leaves alone."""
+        if high - low > 1:
+            middle = self._middle(low, high, bit)
+            return _join(self.build(low, middle, bit - 1), self.build(middle, high, bit - 1))
+        return self.leaves[low] if low < high else None
+
+    def _middle(self, low: int, high: int, bit: int) -> int:
+        """Where the paths begin that go right at `bit`; those before it they share."""
+        return bisect_left(self.paths, (self.paths[low] >> bit | 1) << bit, low, high)
+
+    def _touch(self, path: int, low: int, high: int) -> bool:
+        place = bisect_left(self.paths, path, low, high)
+        return place < high and self.paths[place] == path
 
 
-def _build(leaves: list[Leaf], bit: int) -> Tree:
-    if len(leaves) < 2:
-        return leaves[0] if leaves else None
-    middle = next((i for i, leaf in enumerate(leaves) if leaf.path >> bit & 1), len(leaves))
-    return _join(_build(leaves[:middle], bit - 1), _build(leaves[middle:], bit - 1))
+def _path_of(change: tuple[int, Leaf | None]) -> int:
+    return change[0]
 
 
 def _join(left: Tree, right: Tree) -> Tree:
