@@ -12,7 +12,7 @@ import grpc.aio
 from talkoo_runtime.grpc_errors import error_from_rpc, raise_from_rpc
 from talkoo_runtime.service_settings import ServiceSettings
 
-__all__ = ["error_from_rpc", "open_channel", "raise_from_rpc", "service_channel"]
+__all__ = ["error_from_rpc", "member_channel", "open_channel", "raise_from_rpc", "service_channel"]
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 KEEPALIVE_MS = 10_000
@@ -48,6 +48,37 @@ def open_channel(target: str, certificate: Path, private_key: Path, trust_bundle
 def service_channel(settings: ServiceSettings, target: str) -> grpc.aio.Channel:
     """A channel of a service to another one."""
     return open_channel(target, Path(settings.certificate), Path(settings.private_key), Path(settings.trust_bundle))
+
+
+def member_channel(settings: ServiceSettings, target: str, organization: str) -> grpc.aio.Channel:
+    """A channel to `host:port` that takes only certificates of this organization's own authority.
+
+    The files are read anew each time. Raises NotFound where the trust bundle holds no authority of that name.
+    """
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=authority_of(_pem(Path(settings.trust_bundle)), organization),
+        private_key=_pem(Path(settings.private_key)),
+        certificate_chain=_pem(Path(settings.certificate)),
+    )
+    return grpc.aio.secure_channel(target, credentials, options=OPTIONS, interceptors=_tracing())
+
+
+def authority_of(bundle_pem: bytes, organization: str) -> bytes:
+    """An organization's authority (PEM) out of a trust bundle. Raises NotFound (code `no_authority`)."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+    from cryptography.x509.oid import NameOID
+
+    from talkoo_core.errors import NotFound
+
+    for authority in x509.load_pem_x509_certificates(bundle_pem):
+        names = authority.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+        if names and names[0].value == organization:
+            return authority.public_bytes(Encoding.PEM)
+    raise NotFound(
+        f"the trust bundle holds no authority of {organization}; add that member's authority to the file",
+        code="no_authority",
+    )
 
 
 def _pem(path: Path) -> bytes:

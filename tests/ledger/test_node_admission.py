@@ -35,15 +35,15 @@ def consensus(channel: grpc.aio.Channel) -> Any:
 async def test_strangers_and_those_with_another_role_are_refused(ledgers: Any) -> None:
     ledgers.start(*THREE)
     await ledgers.reach(1, *THREE)
-    request = service_pb2.BlocksRequest(from_height=1)
-    assert isinstance(await refusal(consensus(ledgers.channel("north")).BlocksFrom(request)), PermissionDenied)
+    hello = [service_pb2.PeerMessage(hello=service_pb2.Hello(organization="north"))]
+    assert isinstance(await refusal(consensus(ledgers.channel("north")).Exchange(iter(hello))), PermissionDenied)
     with pytest.raises(PermissionDenied, match="gateway west-gateway of west may not call this"):
         stub = service_pb2_grpc.LedgerStub(ledgers.channel("west", to="north"))  # type: ignore[no-untyped-call]
         await _status(stub)
     trust = (ledgers.folder / "trust.pem").read_bytes()
     target = f"127.0.0.1:{ledgers.ports['north']}"
     async with grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(trust)) as nameless:
-        refused = await refusal(consensus(nameless).BlocksFrom(request, timeout=5))
+        refused = await refusal(consensus(nameless).Exchange(iter(hello), timeout=5))
         assert refused.family in ("unavailable", "permission_denied")
 
 

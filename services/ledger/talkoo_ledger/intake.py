@@ -29,8 +29,14 @@ ROOM_BYTES = 16 * 1024 * 1024
 """Of one peer's messages that may wait for the loop; a faster peer waits."""
 LEAST_MESSAGE_BYTES = 1024
 """Counted for a smaller message, so that the room bounds their number too."""
+PACE_BYTES_PER_S = 32 * 1024 * 1024
+PACE_MESSAGES_PER_S = 4_096
+"""Of one peer in the long run; a faster one waits. Sixteen validators at 1,000 transactions a second need a tenth."""
+PACE_BURST_S = 2.0
+"""So much of the pace may come at once."""
 MAX_VERIFIED_VOTES = 4_096
 MAX_PROPOSALS_WITHOUT_BLOCK = 16
+MAX_SEEN_PROPOSALS = 64
 MAX_ROUNDS_AHEAD = 256
 """Finding the proposer of a round takes time in proportion to the round; honest peers are never so far ahead."""
 MAX_FAULTS = 16
@@ -61,6 +67,22 @@ class Room:
     def leave(self, counted: int) -> None:
         self._bytes -= counted
         self._freed.set()
+
+
+class Pace:
+    """A token bucket for one peer's bytes and messages. A message that is too early waits, it is not dropped."""
+
+    def __init__(self, now_s: float) -> None:
+        self._bytes = PACE_BYTES_PER_S * PACE_BURST_S
+        self._messages = PACE_MESSAGES_PER_S * PACE_BURST_S
+        self._seen_s = now_s
+
+    def wait_s(self, size_bytes: int, now_s: float) -> float:
+        """Count a message; returns how long it has to wait, 0.0 as a rule."""
+        passed_s, self._seen_s = max(now_s - self._seen_s, 0.0), now_s
+        self._bytes = min(self._bytes + passed_s * PACE_BYTES_PER_S, PACE_BYTES_PER_S * PACE_BURST_S) - size_bytes
+        self._messages = min(self._messages + passed_s * PACE_MESSAGES_PER_S, PACE_MESSAGES_PER_S * PACE_BURST_S) - 1
+        return max(-self._bytes / PACE_BYTES_PER_S, -self._messages / PACE_MESSAGES_PER_S, 0.0)
 
 
 class Faults:
@@ -102,6 +124,7 @@ class Intake:
         self._clock = clock
         self._verified: dict[Vote, None] = {}
         self._proposals: dict[tuple[str, int, int], Proposal] = {}
+        self._seen: dict[tuple[int, int, bytes], None] = {}
 
     def forget_votes(self) -> None:
         """A new height has begun."""
@@ -127,6 +150,16 @@ class Intake:
             self._verified.clear()
         self._verified[vote] = None
         return VoteReceived(vote)
+
+    def is_new(self, proposed: ProposalReceived) -> bool:
+        """Whether this proposal is seen for the first time, so that others may lack it too."""
+        key = (proposed.proposal.height, proposed.proposal.round, proposed.proposal.block_id.hash)
+        if key in self._seen:
+            return False
+        self._seen[key] = None
+        while len(self._seen) > MAX_SEEN_PROPOSALS:
+            self._seen.pop(next(iter(self._seen)))
+        return True
 
     def proposal(self, organization: str, raw: bytes) -> None:
         """Remembered until its block arrives right behind it on the same stream. Raises Corrupt."""

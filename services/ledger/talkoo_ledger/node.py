@@ -19,8 +19,6 @@ from talkoo_consensus.chain import ChainState, check_block, make_block
 from talkoo_consensus.driver import Driver
 from talkoo_consensus.encoding import (
     block_id_of,
-    decode_block,
-    decode_commit,
     encode_block,
     encode_proposal,
     encode_vote,
@@ -49,12 +47,13 @@ from talkoo_consensus.types import Block, BlockId, Commit, Vote
 from talkoo_consensus.verify import verify_commit
 
 from talkoo_core.errors import Corrupt, Internal, InvalidInput, TalkooError
+from talkoo_ledger.conversation import Conversation, FromPeer
 from talkoo_ledger.executor import Executor
-from talkoo_ledger.intake import MAX_MESSAGE_BYTES, Faults, Intake, PeerTrouble, Room
+from talkoo_ledger.intake import Intake, PeerTrouble
 from talkoo_ledger.mempool import Mempool
-from talkoo_ledger.peers import Link, Mesh
 from talkoo_ledger.settings import LedgerSettings
 from talkoo_ledger.sign_state import DoubleSignRefused, Signer
+from talkoo_ledger.sync import BlockSync, Decided, Head
 from talkoo_ledger.wal import WriteAheadLog
 from talkoo_runtime.clock import Clock
 from talkoo_runtime.transactions import transaction_hash
@@ -63,8 +62,6 @@ log = logging.getLogger(__name__)
 
 BATCH = 256
 TICK_S = 0.25
-STALLED_TICKS = 4
-"""A peer that says the same place so many times in a row is sent everything of the height again."""
 TX_FLUSH_S = 0.01
 TX_BATCH_BYTES = 1024 * 1024
 PROPOSE_TIMEOUT_MS = 3_000
@@ -73,33 +70,17 @@ PROPOSE_SPARE_MS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class FromPeer:
-    organization: str
-    message: service_pb2.PeerMessage
-    counted_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Fetched:
-    """A decided block from a peer, to catch up."""
+    """A decided block from a peer, to catch up; `applied` tells who fetched it how that went."""
 
-    organization: str
-    block: Block
-    commit: Commit
-    counted_bytes: int
+    decided: Decided
+    applied: asyncio.Future[None]
 
 
 @dataclass(frozen=True, slots=True)
 class BuildNow:
     height: int
     round: int
-
-
-@dataclass(slots=True)
-class _PeerPlace:
-    height: int = 0
-    place: tuple[int, int, int] = (0, 0, 0)
-    repeats: int = 0
 
 
 Item: TypeAlias = FromPeer | Fetched | BuildNow | TimeoutElapsed
@@ -120,10 +101,11 @@ class Node:
     ) -> None:
         self.executor = executor
         self.mempool = mempool
-        self.mesh = Mesh(settings, self._greeting)
+        self.peers = Conversation(settings, executor, clock, self._put, self._opening)
+        self.mesh = self.peers.mesh
+        self.sync = BlockSync(self)
         propose_ms = max(PROPOSE_TIMEOUT_MS, settings.empty_block_interval_ms + PROPOSE_SPARE_MS)
         self.driver = Driver(address, Timeouts(propose_ms=propose_ms, commit_ms=settings.commit_timeout_ms))
-        self.catching_up = False
         self._settings = settings
         self._signer = signer
         self._address = address
@@ -132,16 +114,13 @@ class Node:
         self._inbox: deque[Item] = deque()
         self._bell = asyncio.Event()
         self._intake = Intake(self.driver, clock)
-        self._faults = Faults(clock)
-        self._rooms = {organization.name: Room() for organization in executor.genesis.organizations}
         self._events: deque[Event] = deque()
         self._outgoing: list[service_pb2.PeerMessage] = []
         self._timers: list[asyncio.TimerHandle] = []
         self._building: BuildValue | None = None
-        self._places: dict[str, _PeerPlace] = {name: _PeerPlace() for name in self.mesh.links}
+        self._build_timer_ms = 0
+        """The interval that a pending BuildNow waits for; 0: none is pending."""
         self._gossip: list[bytes] = []
-        self._height_at_last_tick = 0
-        self._asked = 0
         self._logged: frozenset[Event] = frozenset()
 
     @property
@@ -188,14 +167,15 @@ class Node:
 
     def _take(self, item: Item) -> None:
         match item:
-            case FromPeer(organization, message, counted):
-                self._rooms[organization].leave(counted)
+            case FromPeer(organization, message):
+                self.peers.taken(item)
                 self._from_peer(organization, message)
             case Fetched():
-                self._apply_fetched(item)
+                self._take_fetched(item)
             case BuildNow(height, round_):
                 if self._building is not None and (self._building.height, self._building.round) == (height, round_):
-                    self._build()
+                    self._build_timer_ms = 0
+                    self._build_when_worth_it()
             case TimeoutElapsed():
                 if item.height == self.driver.height:
                     self._feed(item)
@@ -229,7 +209,7 @@ class Node:
     def _carry_out(self, command: Command) -> None:
         match command:
             case BuildValue():
-                self._building = command
+                self._building, self._build_timer_ms = command, 0
                 self._build_when_worth_it()
             case CheckValue(height, round_, block_id, block):
                 self._feed(ValueChecked(height, round_, block_id, self._is_valid(block)))
@@ -257,18 +237,20 @@ class Node:
         self._timers.append(asyncio.get_running_loop().call_later(delay_s, self._put, item))
 
     def _build_when_worth_it(self) -> None:
-        """At once when there is work; otherwise when the interval of empty blocks has passed."""
+        """When the interval of blocks has passed; without work, that of empty blocks."""
         building = self._building
         if building is None:
             return
-        wait_s = (self.chain.last_time_ns - self._clock.now_ns()) / 1e9 + self._settings.empty_block_interval_ms / 1000
-        work = len(self.mempool) > 0 or self.executor.more_work or building.round > 0 or self.chain.last_height == 0
-        if work or wait_s <= 0:
+        work = len(self.mempool) > 0 or self.executor.more_work
+        interval_ms = self._settings.block_interval_ms if work else self._settings.empty_block_interval_ms
+        passed_ms = (self._clock.now_ns() - self.chain.last_time_ns) / 1e6
+        if building.round > 0 or self.chain.last_height == 0 or passed_ms >= interval_ms:
             self._build()
-        else:
-            self._later(
-                min(wait_s, self._settings.empty_block_interval_ms / 1000), BuildNow(building.height, building.round)
-            )
+        elif not self._build_timer_ms or self._build_timer_ms > interval_ms:
+            self._build_timer_ms = interval_ms
+            # A clock that stands before the last block's time must not make us wait longer than the interval.
+            wait_ms = min(interval_ms - passed_ms, interval_ms)
+            self._later(wait_ms / 1000, BuildNow(building.height, building.round))
 
     def _build(self) -> None:
         building, self._building = self._building, None
@@ -308,6 +290,7 @@ class Node:
     def _execute(self, round_: int, block_id: BlockId, block: Block, commit: Commit) -> None:
         final = self.executor.execute(round_, block_id, block, commit)
         self.mempool.after_block(final)
+        self.peers.members_may_have_changed()
 
     def _start_height(self, commit: Commit) -> None:
         for timer in self._timers:
@@ -322,75 +305,62 @@ class Node:
 
     # -- peers -------------------------------------------------------------------------------------------------------
 
-    def welcome(self, organization: str) -> None:
-        """A peer opens its stream. Raises Exhausted while its last one's faults are too fresh."""
-        self._faults.admit(organization)
-
-    async def receive(self, organization: str, message: service_pb2.PeerMessage) -> None:
-        """Called by the stream of a peer; waits while the loop is behind. Raises PeerTrouble: close the stream."""
-        self._faults.check(organization)
-        size = message.ByteSize()
-        if size > MAX_MESSAGE_BYTES:
-            raise PeerTrouble(f"a message of {size} bytes; ledger nodes take at most {MAX_MESSAGE_BYTES}")
-        self._put(FromPeer(organization, message, await self._rooms[organization].enter(size)))
-
     def _from_peer(self, organization: str, message: service_pb2.PeerMessage) -> None:
         """What is wrong with the message is the peer's fault; what fails after it was accepted is ours and stops us."""
         kind = message.WhichOneof("message")
         try:
             event = self._heard(organization, kind, message)
         except TalkooError as error:
-            self._faults.blame(organization, f"dropped a {kind}: {error}")
+            self.peers.blame(organization, f"dropped a {kind}: {error}")
             return
         if event is not None:
             self._feed(event)
 
     def _heard(self, organization: str, kind: str | None, message: service_pb2.PeerMessage) -> Event | None:
         if kind == "vote":
-            return self._intake.vote(message.vote, self.chain)
+            voted = self._intake.vote(message.vote, self.chain)
+            if voted is not None:
+                self.mesh.relay(organization, self.peers.organization_of(voted.vote.validator_address), message)
+            return voted
         if kind == "block":
-            return self._intake.block(organization, message.block, self.chain)
+            return self._peer_block(organization, message.block)
         if kind == "proposal":
             self._intake.proposal(organization, message.proposal)
         elif kind == "txs":
-            self._peer_transactions(list(message.txs.txs))
+            self._peer_transactions(organization, list(message.txs.txs))
         elif kind == "step":
             self._peer_step(organization, message.step)
         else:
             raise PeerTrouble("nothing this node knows; it may be of a newer version")
         return None
 
-    def _peer_transactions(self, txs: list[bytes]) -> None:
+    def _peer_block(self, organization: str, data: service_pb2.BlockData) -> ProposalReceived | None:
+        proposed = self._intake.block(organization, data, self.chain)
+        if proposed is not None and self._intake.is_new(proposed):
+            proposer = self.peers.organization_of(proposed.block.header.proposer_address)
+            proposal = service_pb2.PeerMessage(proposal=encode_proposal(proposed.proposal))
+            self.mesh.relay(organization, proposer, proposal, service_pb2.PeerMessage(block=data))
+        return proposed
+
+    def _peer_transactions(self, organization: str, txs: list[bytes]) -> None:
+        new = []
         for data in txs:
             try:
-                self.mempool.add(data, transaction_hash(data))
+                if self.mempool.add(data, transaction_hash(data)):
+                    new.append(data)
             except TalkooError as error:
                 log.debug("a peer's transaction was refused: %s", error)
+        for batch in _batches(new):
+            self.mesh.relay(organization, organization, batch)
         self.work_arrived()
 
     def _peer_step(self, organization: str, step: service_pb2.RoundStep) -> None:
         """A peer that stands still at our height lacks something: it gets everything of the height again."""
-        known, link = self._places.get(organization), self.mesh.links.get(organization)
-        if known is None or link is None:
-            return  # a member that our settings do not name
-        place = (step.height, step.round, step.step)
-        known.height = step.height
-        known.repeats = known.repeats + 1 if place == known.place else 0
-        known.place = place
-        if known.repeats >= STALLED_TICKS and step.height == self.driver.height:
-            known.repeats = 0
+        if self.peers.stands_still(organization, step) and step.height == self.driver.height:
             for message in self._height_messages():
-                link.send(message)
+                self.mesh.send(organization, message)
 
-    def _greeting(self) -> Iterator[service_pb2.PeerMessage]:
-        yield service_pb2.PeerMessage(
-            hello=service_pb2.Hello(
-                chain_id=self.chain.chain_id,
-                genesis_sha256=self.executor.genesis_sha256,
-                organization=self._settings.organization,
-                height=self.chain.last_height,
-            )
-        )
+    def _opening(self) -> Iterator[service_pb2.PeerMessage]:
         yield from self._height_messages()
         yield self._round_step()
         yield from _batches(self.mempool.transactions())
@@ -405,48 +375,53 @@ class Node:
 
     def _round_step(self) -> service_pb2.PeerMessage:
         step = service_pb2.RoundStep(
-            height=self.driver.height, round=self.driver.round, step=int(self.driver.step_of_round)
+            height=self.driver.height,
+            round=self.driver.round,
+            step=int(self.driver.step_of_round),
+            base=self.executor.store.base(),
         )
         return service_pb2.PeerMessage(step=step)
 
     async def tick(self) -> None:
-        """Tell the peers where we stand, and catch up with one that is ahead while we stand still. Forever."""
+        """Tell the peers where we stand. Forever."""
         while True:
             await asyncio.sleep(TICK_S)
             self.mesh.send_all(self._round_step())
-            ahead = {name: place.height for name, place in self._places.items() if place.height > self.driver.height}
-            stood_still = self._height_at_last_tick == self.driver.height
-            self._height_at_last_tick = self.driver.height
-            if ahead and stood_still and not self.catching_up:
-                # In turn: one that only says it is ahead must not keep us from the others.
-                self._asked += 1
-                await self._catch_up(self.mesh.links[sorted(ahead)[self._asked % len(ahead)]])
 
-    async def _catch_up(self, link: Link) -> None:
-        """Fetch decided blocks from a peer; each is verified before it is applied."""
-        self.catching_up = True
-        first = self.chain.height
+    # -- catching up -------------------------------------------------------------------------------------------------
+
+    def next_height(self) -> int:
+        return self.chain.height
+
+    def heads(self) -> dict[str, Head]:
+        return self.peers.heads()
+
+    def blame(self, organization: str, what: str) -> None:
+        self.peers.blame(organization, what)
+
+    async def apply(self, decided: Decided) -> None:
+        """Have the loop verify and apply a fetched block. Raises InvalidInput: it is not decided."""
+        applied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._put(Fetched(decided, applied))
+        await applied
+
+    def _take_fetched(self, fetched: Fetched) -> None:
         try:
-            async for raw in link.blocks_from(first):
-                block, commit = decode_block(raw.block), decode_commit(raw.commit)
-                counted = await self._rooms[link.organization].enter(raw.ByteSize())
-                self._put(Fetched(link.organization, block, commit, counted))
-        except TalkooError as error:
-            log.info("catching up with %s stopped: %s", link.organization, error)
-        finally:
-            self.catching_up = False
+            self._apply_fetched(fetched.decided)
+        except InvalidInput as error:
+            if not fetched.applied.done():
+                fetched.applied.set_exception(error)
+            return
+        if not fetched.applied.done():
+            fetched.applied.set_result(None)
 
-    def _apply_fetched(self, fetched: Fetched) -> None:
-        self._rooms[fetched.organization].leave(fetched.counted_bytes)
+    def _apply_fetched(self, fetched: Decided) -> None:
+        """Raises InvalidInput (it is not decided), Corrupt (code `diverged`)."""
         block, commit = fetched.block, fetched.commit
         if block.header.height != self.chain.height:
             return
         block_id = block_id_of(block)
-        try:
-            verify_commit(self.chain.chain_id, self.chain.validators, block_id, block.header.height, commit)
-        except InvalidInput as error:
-            self._faults.blame(fetched.organization, f"sent a block that is not decided: {error}")
-            return
+        verify_commit(self.chain.chain_id, self.chain.validators, block_id, block.header.height, commit)
         try:
             check_block(self.chain, block)
         except InvalidInput as error:
@@ -477,7 +452,8 @@ class Node:
 
     def work_arrived(self) -> None:
         """A proposer that waits for transactions need not wait longer."""
-        if self._building is not None and len(self.mempool) > 0:
+        waits_long = self._build_timer_ms != self._settings.block_interval_ms
+        if self._building is not None and waits_long and len(self.mempool) > 0:
             self._put(BuildNow(self._building.height, self._building.round))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, state_pb2
 
-from talkoo_core.errors import Conflict, Exhausted, InvalidInput, NotFound, TalkooError, Unavailable
+from talkoo_core.errors import Exhausted, InvalidInput, NotFound, TalkooError, Unavailable
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.genesis import Genesis, check_genesis, parse_genesis
 from talkoo_ledger.mempool import Mempool
@@ -94,7 +94,7 @@ class LedgerServicer(service_pb2_grpc.LedgerServicer):
             block_hash=chain.last_block_id.hash,
             app_hash=chain.app_hash,
             time_ns=chain.last_time_ns,
-            catching_up=node.catching_up,
+            catching_up=node.sync.active,
             peers=node.mesh.connected(),
             mempool_txs=len(node.mempool),
             round=node.driver.round,
@@ -161,45 +161,22 @@ class ConsensusServicer(service_pb2_grpc.ConsensusServicer):
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._members = {o.name for o in node.executor.genesis.organizations}
 
     def _admit(self, context: Any) -> str:
         identity = identity_of(context)
         require(identity, roles={"ledger"})
-        if identity.organization not in self._members:
-            require(identity, roles={"ledger"}, organization=" or ".join(sorted(self._members)))
+        members = self._node.peers.members()
+        if identity.organization not in members:
+            require(identity, roles={"ledger"}, organization=" or ".join(sorted(members)))
         return identity.organization
 
     async def Exchange(
         self, request_iterator: AsyncIterator[service_pb2.PeerMessage], context: Any
     ) -> AsyncIterator[service_pb2.PeerMessage]:
-        """One answer, our hello, says that the stream stands; then only the peer speaks here."""
+        """A hello of each side, then both speak (`Mesh.serve`)."""
         organization = self._admit(context)
-        first = await anext(aiter(request_iterator), None)
-        self._check_hello(organization, first)
-        self._node.welcome(organization)
-        yield service_pb2.PeerMessage(hello=service_pb2.Hello(chain_id=self._node.chain.chain_id))
-        async for message in request_iterator:
-            await self._node.receive(organization, message)
-
-    def _check_hello(self, organization: str, message: service_pb2.PeerMessage | None) -> None:
-        if message is None or message.WhichOneof("message") != "hello":
-            raise InvalidInput("a stream between ledger nodes begins with a hello", code="no_hello")
-        hello = message.hello
-        if hello.organization != organization:
-            raise InvalidInput(f"{organization} says it is {hello.organization!r}", code="wrong_hello")
-        if (hello.chain_id, hello.genesis_sha256) != (self._node.chain.chain_id, self._node.executor.genesis_sha256):
-            log.warning("refused %s: it has another genesis (chain %r)", organization, hello.chain_id)
-            raise Conflict(
-                f"your genesis (chain {hello.chain_id!r}) is not ours (chain {self._node.chain.chain_id!r}); "
-                "use the federation's genesis file",
-                code="wrong_genesis",
-            )
-
-    async def BlocksFrom(self, request: Any, context: Any) -> AsyncIterator[service_pb2.RawBlock]:
-        self._admit(context)
-        async for raw in _blocks(self._node.executor, request, results=False):
-            yield raw
+        async for message in self._node.mesh.serve(organization, request_iterator):
+            yield message
 
 
 async def _blocks(executor: Executor, request: Any, *, results: bool) -> AsyncIterator[service_pb2.RawBlock]:
@@ -238,8 +215,8 @@ async def serve(settings: LedgerSettings, background: Background) -> Callable[[]
     await start_server(server, settings)
     background.start("consensus", node.run())
     background.start("round steps", node.tick())
-    for link in node.mesh.links.values():
-        background.start(f"link to {link.organization}", link.run())
+    background.start("mesh", node.mesh.run())
+    background.start("block sync", node.sync.run())
 
     async def stop() -> None:
         await server.stop(STOP_GRACE_S)

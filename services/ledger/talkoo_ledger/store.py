@@ -129,6 +129,16 @@ class BlockStore:
             service_pb2.BlockEvents.FromString(row[3]),
         )
 
+    def decided(self, height: int) -> tuple[bytes, bytes] | None:
+        """A block and its commit as they were written, None for a height that is not here."""
+        row = self._one("SELECT block, commit_bytes FROM blocks WHERE height = ?", height)
+        return None if row is None else (bytes(row[0]), bytes(row[1]))
+
+    def base(self) -> int:
+        """The lowest height whose block is here; 0 before the first."""
+        row = self._one("SELECT MIN(height) FROM blocks")
+        return 0 if row is None or row[0] is None else int(row[0])
+
     def events(self, height: int) -> service_pb2.BlockEvents | None:
         row = self._one("SELECT events FROM blocks WHERE height = ?", height)
         return None if row is None else service_pb2.BlockEvents.FromString(row[0])

@@ -553,11 +553,6 @@ class ConsensusStub:
                 request_serializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.PeerMessage.SerializeToString,
                 response_deserializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.PeerMessage.FromString,
                 _registered_method=True)
-        self.BlocksFrom = channel.unary_stream(
-                '/talkoo_api.ledger.v1.Consensus/BlocksFrom',
-                request_serializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BlocksRequest.SerializeToString,
-                response_deserializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.RawBlock.FromString,
-                _registered_method=True)
 
 
 class ConsensusServicer:
@@ -570,12 +565,6 @@ class ConsensusServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def BlocksFrom(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_ConsensusServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -583,11 +572,6 @@ def add_ConsensusServicer_to_server(servicer, server):
                     servicer.Exchange,
                     request_deserializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.PeerMessage.FromString,
                     response_serializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.PeerMessage.SerializeToString,
-            ),
-            'BlocksFrom': grpc.unary_stream_rpc_method_handler(
-                    servicer.BlocksFrom,
-                    request_deserializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BlocksRequest.FromString,
-                    response_serializer=talkoo__api_dot_ledger_dot_v1_dot_service__pb2.RawBlock.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -618,33 +602,6 @@ class Consensus:
             '/talkoo_api.ledger.v1.Consensus/Exchange',
             talkoo__api_dot_ledger_dot_v1_dot_service__pb2.PeerMessage.SerializeToString,
             talkoo__api_dot_ledger_dot_v1_dot_service__pb2.PeerMessage.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def BlocksFrom(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/talkoo_api.ledger.v1.Consensus/BlocksFrom',
-            talkoo__api_dot_ledger_dot_v1_dot_service__pb2.BlocksRequest.SerializeToString,
-            talkoo__api_dot_ledger_dot_v1_dot_service__pb2.RawBlock.FromString,
             options,
             channel_credentials,
             insecure,
