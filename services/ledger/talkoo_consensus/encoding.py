@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Final, TypeVar
 
 from talkoo_consensus.types import (
@@ -43,6 +44,8 @@ from talkoo_core.protowire import (
 from talkoo_core.signing import ADDRESS_BYTES, SIGNATURE_BYTES
 
 PART_BYTES: Final = 65_536
+BLOCKS_REMEMBERED: Final = 4
+"""A block is encoded for its id, its proposal, the log and the store, all within a moment."""
 EMPTY_EVIDENCE_HASH: Final = merkle.EMPTY_ROOT
 _INT32_MAX: Final = 2**31 - 1
 _INT64_MAX: Final = 2**63 - 1
@@ -201,6 +204,7 @@ def split_parts(block_bytes: bytes) -> list[bytes]:
     return [block_bytes[start : start + PART_BYTES] for start in range(0, len(block_bytes), PART_BYTES)]
 
 
+@lru_cache(maxsize=BLOCKS_REMEMBERED)
 def block_id_of(block: Block) -> BlockId:
     """Header hash and the root over the parts of the encoded block."""
     parts = split_parts(encode_block(block))
@@ -391,6 +395,7 @@ def decode_header(data: bytes) -> Header:
     return _canonical(data, "header", _read_header, encode_header)
 
 
+@lru_cache(maxsize=BLOCKS_REMEMBERED)
 def encode_block(block: Block) -> bytes:
     data = b"".join(message_field(1, tx) for tx in block.data.txs)
     return (

@@ -53,7 +53,7 @@ class Context:
         return self.state.params
 
     def emit(self, type_: str, subject: str, **attributes: str | int) -> None:
-        self.events.append(Event(type_, subject, tuple((key, str(value)) for key, value in attributes.items())))
+        self.events.append(Event(type_, subject, tuple([(key, str(value)) for key, value in attributes.items()])))
 
     def record_payment(
         self,

@@ -100,21 +100,24 @@ class Executor:
     ) -> StoredBlock:
         header = block.header
         encoded = encode_block(block)
+        told = [event_proto(event) for event in response.all_events()]
         events = service_pb2.BlockEvents(
             height=header.height,
             time_ns=header.time_ns,
             hash=block_id.hash,
             proposer=self._organization_of.get(header.proposer_address, ""),
             txs=len(block.data.txs),
-            events=[event_proto(event) for event in response.all_events()],
+            events=told,
             size_bytes=len(encoded),
             app_hash=response.app_hash,
             round=round_,
         )
-        results = tuple(
-            tx_result_proto(result, header.height, place) for place, result in enumerate(response.tx_results)
-        )
-        return StoredBlock(header.height, encoded, encode_commit(commit), results, events)
+        results, next_event = [], response.begin_events
+        for place, result in enumerate(response.tx_results):
+            behind = next_event + len(result.events)
+            results.append(tx_result_proto(result, header.height, place, told[next_event:behind]))
+            next_event = behind
+        return StoredBlock(header.height, encoded, encode_commit(commit), tuple(results), events)
 
     async def decided(self) -> None:
         """Wait for the next block."""

@@ -7,6 +7,7 @@ records to the bytes that stand in the state tree.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -126,7 +127,10 @@ def event_proto(event: Event) -> service_pb2.Event:
     )
 
 
-def tx_result_proto(result: TxResult, height: int, index: int) -> service_pb2.TxResult:
+def tx_result_proto(
+    result: TxResult, height: int, index: int, events: Sequence[service_pb2.Event] | None = None
+) -> service_pb2.TxResult:
+    """`events`: the result's events where they are encoded already."""
     return service_pb2.TxResult(
         hash=result.hash,
         height=height,
@@ -135,7 +139,7 @@ def tx_result_proto(result: TxResult, height: int, index: int) -> service_pb2.Tx
         family=result.family,
         error_code=result.error_code,
         message=result.message,
-        events=[event_proto(event) for event in result.events],
+        events=[event_proto(event) for event in result.events] if events is None else events,
         kind=result.kind,
         sender=result.sender,
         born_id=result.born_id,
