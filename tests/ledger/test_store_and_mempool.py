@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from talkoo_ledger.application import CheckResult
 from talkoo_ledger.mempool import Mempool
 from talkoo_ledger.store import BlockStore, StoredBlock
 
-from talkoo_core.errors import Conflict, Corrupt, Exhausted, NotFound
+from talkoo_core.errors import Conflict, Corrupt, Exhausted, NotFound, TalkooError
 
 CHAIN: ChainState = genesis_state("town-1", 1, [Validator.of(b"k" * 32, 10)], b"root")
 
@@ -104,13 +105,23 @@ class Checker:
     def __init__(self) -> None:
         self.next: dict[str, int] = {}
 
-    def __call__(self, data: bytes) -> CheckResult:
+    def check_tx(self, data: bytes, admit: Callable[[str], None] | None = None) -> CheckResult:
         tx_hash = hashlib.sha256(data).digest()
         sender, _, nonce = data.decode().partition(":")
         if int(nonce) != self.next.get(sender, 0):
             return CheckResult(1, tx_hash, "conflict", "nonce_gap", "the nonce does not follow")
+        try:
+            if admit is not None:
+                admit(sender)
+        except TalkooError as error:
+            return CheckResult(1, tx_hash, error.family, error.code, error.message)
         self.next[sender] = int(nonce) + 1
         return CheckResult(0, tx_hash, sender=sender, nonce=int(nonce))
+
+    def retract(self, data: bytes) -> None:
+        sender, _, nonce = data.decode().partition(":")
+        assert self.next[sender] == int(nonce) + 1
+        self.next[sender] = int(nonce)
 
 
 def add(pool: Mempool, text: str) -> bool:
@@ -139,17 +150,44 @@ def test_after_a_block_what_is_final_or_no_longer_valid_is_gone() -> None:
     assert pool.transactions() == [b"a:1"]
 
 
-def test_bounds_hold_for_one_sender_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sender_has_a_bound_and_may_go_on_when_some_became_final(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mempool, "MAX_PER_SENDER", 3)
-    monkeypatch.setattr(mempool, "MAX_TXS", 5)
     pool = Mempool(Checker())
     for nonce in range(3):
         add(pool, f"a:{nonce}")
     with pytest.raises(Exhausted, match="wait already") as caught:
         add(pool, "a:3")
     assert caught.value.code == "sender_full"
+    with pytest.raises(Conflict):
+        add(pool, "a:4")  # the refused one did not count
+    pool.after_block([hashlib.sha256(b"a:0").digest()])
+
+
+def test_in_a_full_pool_the_sender_with_most_makes_room_for_those_with_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mempool, "MAX_TXS", 5)
+    pool = Mempool(Checker())
+    for nonce in range(5):
+        add(pool, f"a:{nonce}")
+    with pytest.raises(Exhausted) as caught:
+        add(pool, "a:5")
+    assert caught.value.code == "mempool_full"
     add(pool, "b:0")
     add(pool, "c:0")
-    with pytest.raises(Exhausted) as caught:
-        add(pool, "d:0")
-    assert caught.value.code == "mempool_full"
+    assert pool.transactions() == [b"a:0", b"a:1", b"a:2", b"b:0", b"c:0"]
+    add(pool, "b:1")
+    assert pool.transactions() == [b"a:0", b"a:1", b"b:0", b"c:0", b"b:1"]
+    with pytest.raises(Exhausted):
+        add(pool, "b:2")  # nobody has more than its sender would have
+    add(pool, "d:0")
+    assert len(pool) == 5
+
+
+def test_a_full_pool_counts_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mempool, "MAX_BYTES", 12)
+    pool = Mempool(Checker())
+    for nonce in range(4):
+        add(pool, f"a:{nonce}")
+    with pytest.raises(Exhausted):
+        add(pool, "a:4")
+    add(pool, "b:0")
+    assert pool.transactions() == [b"a:0", b"a:1", b"a:2", b"b:0"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -196,8 +196,10 @@ class Application:
 
     # --- before a decision ---
 
-    def check_tx(self, data: bytes) -> CheckResult:
+    def check_tx(self, data: bytes, admit: Callable[[str], None] | None = None) -> CheckResult:
         """Form, signature, chain, nonce and fee, after the sender's transactions that wait already.
+
+        `admit` is asked about the sender before its transaction counts; a typed error of it refuses the transaction.
 
         The mempool calls it for each new transaction, and after each commit (which forgets what waits) once more for
         each one it still holds, in order; those refused then are to be dropped.
@@ -205,12 +207,23 @@ class Application:
         try:
             tx = self._admit(data)
             check_terms(self._state, tx)
-            account = self._waiting.get(tx.sender) or account_of(self._state, tx.sender)
-            self._waiting[tx.sender] = _after(tx, account)
+            after = _after(tx, self._waiting.get(tx.sender) or account_of(self._state, tx.sender))
+            if admit is not None:
+                admit(tx.sender)
+            self._waiting[tx.sender] = after
         except TalkooError as error:
             refused = failed(hashlib.sha256(data).digest(), error)
             return CheckResult(refused.code, refused.hash, refused.family, refused.error_code, refused.message)
         return CheckResult(0, tx.hash, sender=tx.sender, nonce=tx.nonce, fee_utlk=tx.fee_utlk)
+
+    def retract(self, data: bytes) -> None:
+        """Forget a checked transaction that waits no more; it must be the last of its sender."""
+        tx = self._admit(data)
+        account = self._waiting[tx.sender]
+        assert account.nonce == tx.nonce + 1, "only a sender's last transaction can be retracted"
+        self._waiting[tx.sender] = replace(
+            account, balance_utlk=account.balance_utlk + tx.fee_utlk, nonce=account.nonce - 1
+        )
 
     def prepare_proposal(self, txs: Sequence[bytes], max_bytes: int) -> list[bytes]:
         """Those of the waiting transactions, in order, that make a block other members will accept."""

@@ -206,7 +206,7 @@ async def serve(settings: LedgerSettings, background: Background) -> Callable[[]
         Signer(key, genesis.chain_id, folder / "sign-state"),
         key.public.address,
         WriteAheadLog(folder / "wal"),
-        Mempool(executor.application.check_tx),
+        Mempool(executor.application),
         clock,
     )
     server = make_server()
