@@ -159,14 +159,35 @@ def test_no_vote_is_cast_while_the_application_has_not_answered(table: Table) ->
     assert votes_of(table.driver.step(TimeoutElapsed(1, 0, Step.PROPOSE))) == [(PREVOTE, NIL_BLOCK_ID)]
 
 
-def test_timeouts_lead_through_nil_votes_to_the_next_round_and_grow(table: Table) -> None:
+def test_timeouts_lead_through_undecided_votes_to_the_next_round_and_grow(table: Table) -> None:
     table.start()
     assert votes_of(table.driver.step(TimeoutElapsed(1, 0, Step.PROPOSE))) == [(PREVOTE, NIL_BLOCK_ID)]
     assert votes_of(table.prevotes(table.others, None)) == [(PRECOMMIT, NIL_BLOCK_ID)]
-    armed = [c for c in table.precommits(table.others, None) if isinstance(c, ScheduleTimeout)]
-    assert [(c.step, c.duration_ms) for c in armed] == [(Step.PRECOMMIT, 1000)]
+    other = block_id_of(table.block())
+    armed = table.precommits(table.others[:2], None) + table.precommits(table.others[2:], other)
+    assert [(c.step, c.duration_ms) for c in armed if isinstance(c, ScheduleTimeout)] == [(Step.PRECOMMIT, 1000)]
     following = _only(table.driver.step(TimeoutElapsed(1, 0, Step.PRECOMMIT)), ScheduleTimeout)
     assert (following.round, following.step, following.duration_ms) == (1, Step.PROPOSE, 3500)
+
+
+def test_a_round_of_nil_votes_alone_is_left_at_once(table: Table) -> None:
+    """With 2f+1 nil prevotes no value can have a polka there, so waiting could show nothing."""
+    table.start()
+    table.prevotes(table.others, None)
+    table.driver.step(TimeoutElapsed(1, 0, Step.PROPOSE))
+    armed = _only(table.precommits(table.others, None), ScheduleTimeout)
+    assert (armed.round, armed.step) == (1, Step.PROPOSE)
+
+
+def test_nil_precommits_do_not_end_a_round_that_may_hide_a_lock(table: Table) -> None:
+    table.start()
+    block = block_id_of(table.block())
+    table.prevotes(table.others[:1], block)
+    table.prevotes(table.others[1:], None)
+    table.driver.step(TimeoutElapsed(1, 0, Step.PROPOSE))
+    table.driver.step(TimeoutElapsed(1, 0, Step.PREVOTE))
+    table.precommits(table.others, None)
+    assert table.driver.round == 0
 
 
 def test_split_prevotes_arm_the_prevote_timeout_once(table: Table) -> None:

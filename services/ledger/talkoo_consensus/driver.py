@@ -60,6 +60,7 @@ from talkoo_consensus.round import (
     FreshProposal,
     Input,
     NextRound,
+    NilRound,
     Output,
     PolkaAny,
     PolkaNil,
@@ -304,6 +305,8 @@ class Driver:
             yield PolkaNil()
         if votes.has_quorum_of_any(round_, SignedType.PREVOTE):
             yield PolkaAny()
+        if all(votes.has_quorum(round_, type_, NIL_BLOCK_ID) for type_ in (SignedType.PREVOTE, SignedType.PRECOMMIT)):
+            yield NilRound()
         if votes.has_quorum_of_any(round_, SignedType.PRECOMMIT):
             yield PrecommitAny()
 

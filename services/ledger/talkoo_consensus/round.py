@@ -78,6 +78,11 @@ class PrecommitAny:
 
 
 @dataclass(frozen=True, slots=True)
+class NilRound:
+    """2f+1 prevotes and 2f+1 precommits of this round, all for nil: it decides nothing, and no lock can hide in it."""
+
+
+@dataclass(frozen=True, slots=True)
 class PrecommitValue:
     """A valid proposal of some round, and 2f+1 precommits of that round for its value."""
 
@@ -107,6 +112,7 @@ Input: TypeAlias = (
     | PolkaValue
     | PolkaNil
     | PrecommitAny
+    | NilRound
     | PrecommitValue
     | SkipRound
     | Timeout
@@ -180,6 +186,8 @@ def apply(state: RoundState, event: Input) -> tuple[RoundState, tuple[Output, ..
             return _precommit(state, None)
         case PrecommitAny() if not state.precommit_armed:  # lines 47-48
             return replace(state, precommit_armed=True), (Arm(Step.PRECOMMIT),)
+        case NilRound() if state.step is Step.PRECOMMIT:  # lines 65-67 without the wait, for which there is no use
+            return state, (NextRound(state.round + 1),)
         case PrecommitValue(round_, value):  # lines 49-54
             return replace(state, decision=(value, round_), step=Step.COMMIT), (Decided(round_, value),)
         case Timeout(round_, step) if round_ == state.round:
