@@ -79,15 +79,15 @@ class Executor:
         Raises Exhausted or Corrupt when it cannot be stored: the node must stop, and starts again a block before.
         """
         began = self._clock.now_ns()
-        header = block.header
-        response = self.application.finalize_block(
-            FinalizeRequest(header.height, block_id.hash, header.time_ns, header.proposer_address, block.data.txs)
+        request = FinalizeRequest(
+            block.header.height, block_id.hash, block.header.time_ns, block.header.proposer_address, block.data.txs
         )
+        response = self.application.finalize_block(request)
         changes = self.application.commit()
         results = [TxResult(code=result.code) for result in response.tx_results]
         updates = [Validator.of(update.public_key, update.power) for update in response.validator_updates]
         chain = advance(self.chain, block, block_id, results, response.app_hash, updates)
-        stored = self._stored(round_, block_id, block, commit, response)
+        stored = self._stored(request, response, encode_block(block), encode_commit(commit), round_)
         self.store.save(stored, changes, chain)
         self.chain = chain
         self.more_work = response.more_work
@@ -96,28 +96,26 @@ class Executor:
         return [hashlib.sha256(data).digest() for data in block.data.txs]
 
     def _stored(
-        self, round_: int, block_id: BlockId, block: Block, commit: Commit, response: FinalizeResponse
+        self, request: FinalizeRequest, response: FinalizeResponse, block: bytes, commit: bytes, round_: int
     ) -> StoredBlock:
-        header = block.header
-        encoded = encode_block(block)
         told = [event_proto(event) for event in response.all_events()]
         events = service_pb2.BlockEvents(
-            height=header.height,
-            time_ns=header.time_ns,
-            hash=block_id.hash,
-            proposer=self._organization_of.get(header.proposer_address, ""),
-            txs=len(block.data.txs),
+            height=request.height,
+            time_ns=request.time_ns,
+            hash=request.hash,
+            proposer=self._organization_of.get(request.proposer_address, ""),
+            txs=len(request.txs),
             events=told,
-            size_bytes=len(encoded),
+            size_bytes=len(block),
             app_hash=response.app_hash,
             round=round_,
         )
         results, next_event = [], response.begin_events
         for place, result in enumerate(response.tx_results):
             behind = next_event + len(result.events)
-            results.append(tx_result_proto(result, header.height, place, told[next_event:behind]))
+            results.append(tx_result_proto(result, request.height, place, told[next_event:behind]))
             next_event = behind
-        return StoredBlock(header.height, encoded, encode_commit(commit), tuple(results), events)
+        return StoredBlock(request.height, block, commit, tuple(results), events)
 
     async def decided(self) -> None:
         """Wait for the next block."""
