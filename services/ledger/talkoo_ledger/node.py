@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from talkoo_api.ledger.v1 import service_pb2
@@ -37,6 +38,7 @@ from talkoo_consensus.events import (
     SignAndSendProposal,
     SignAndSendVote,
     StartHeight,
+    Step,
     TimeoutElapsed,
     Timeouts,
     ValueBuilt,
@@ -49,6 +51,7 @@ from talkoo_consensus.verify import verify_commit
 from talkoo_core.errors import Corrupt, Internal, InvalidInput, TalkooError
 from talkoo_ledger.conversation import Conversation, FromPeer
 from talkoo_ledger.executor import Executor
+from talkoo_ledger.gossip import Gossip, batches
 from talkoo_ledger.intake import Intake, PeerTrouble
 from talkoo_ledger.mempool import Mempool
 from talkoo_ledger.settings import LedgerSettings
@@ -56,17 +59,16 @@ from talkoo_ledger.sign_state import DoubleSignRefused, Signer
 from talkoo_ledger.sync import BlockSync, Decided, Head
 from talkoo_ledger.wal import WriteAheadLog
 from talkoo_runtime.clock import Clock
-from talkoo_runtime.transactions import transaction_hash
 
 log = logging.getLogger(__name__)
 
 BATCH = 256
 TICK_S = 0.25
-TX_FLUSH_S = 0.01
-TX_BATCH_BYTES = 1024 * 1024
 PROPOSE_TIMEOUT_MS = 3_000
 PROPOSE_SPARE_MS = 2_000
 """The others wait at least so long beyond the pause of an idle proposer before they give it up."""
+UNREACHABLE_PROPOSER_MS = 200
+"""A proposer to whom no stream leads is waited for so long, which is enough for one that is just coming back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class Node:
         self._building: BuildValue | None = None
         self._build_timer_ms = 0
         """The interval that a pending BuildNow waits for; 0: none is pending."""
-        self._gossip: list[bytes] = []
+        self._gossip = Gossip(mempool, self.mesh, self._bell.set, self.work_arrived)
         self._logged: frozenset[Event] = frozenset()
 
     @property
@@ -137,10 +139,12 @@ class Node:
             while True:
                 await self._bell.wait()
                 self._bell.clear()
-                while self._inbox:
+                more = True
+                while self._inbox or more:
                     for _ in range(min(BATCH, len(self._inbox))):
                         self._take(self._inbox.popleft())
                     self._flush()
+                    more = self._gossip.check_some()
                     await asyncio.sleep(0)  # let gRPC read and write between batches
         except OSError as error:
             raise Internal(
@@ -167,6 +171,8 @@ class Node:
 
     def _take(self, item: Item) -> None:
         match item:
+            case FromPeer(organization, message) if message.WhichOneof("message") == "txs":
+                self._gossip.arrived(organization, list(message.txs.txs), partial(self.peers.taken, item))
             case FromPeer(organization, message):
                 self.peers.taken(item)
                 self._from_peer(organization, message)
@@ -218,6 +224,8 @@ class Node:
             case SignAndSendVote(vote):
                 self._sign_vote(vote)
             case ScheduleTimeout(height, round_, step, duration_ms):
+                if step is Step.PROPOSE and not self._can_hear_proposer(round_):
+                    duration_ms = min(duration_ms, UNREACHABLE_PROPOSER_MS * (round_ + 1))
                 self._later(duration_ms / 1000, TimeoutElapsed(height, round_, step))
             case Decide(_, round_, block_id, block, commit):
                 self._execute(round_, block_id, block, commit)
@@ -232,6 +240,10 @@ class Node:
                     evidence.first.height,
                     evidence.first.round,
                 )
+
+    def _can_hear_proposer(self, round_: int) -> bool:
+        proposer = self.chain.validators.proposer_of_round(round_).address
+        return proposer == self._address or self.mesh.reaches(self.peers.organization_of(proposer))
 
     def _later(self, delay_s: float, item: Item) -> None:
         self._timers.append(asyncio.get_running_loop().call_later(delay_s, self._put, item))
@@ -288,6 +300,8 @@ class Node:
         self._feed(VoteReceived(signed))
 
     def _execute(self, round_: int, block_id: BlockId, block: Block, commit: Commit) -> None:
+        if len(self._events) <= 1:  # nothing of ours is still to be logged
+            self._flush()  # the peers need not wait for our votes until we have executed
         final = self.executor.execute(round_, block_id, block, commit)
         self.mempool.after_block(final)
         self.peers.members_may_have_changed()
@@ -326,8 +340,6 @@ class Node:
             return self._peer_block(organization, message.block)
         if kind == "proposal":
             self._intake.proposal(organization, message.proposal)
-        elif kind == "txs":
-            self._peer_transactions(organization, list(message.txs.txs))
         elif kind == "step":
             self._peer_step(organization, message.step)
         else:
@@ -342,18 +354,6 @@ class Node:
             self.mesh.relay(organization, proposer, proposal, service_pb2.PeerMessage(block=data))
         return proposed
 
-    def _peer_transactions(self, organization: str, txs: list[bytes]) -> None:
-        new = []
-        for data in txs:
-            try:
-                if self.mempool.add(data, transaction_hash(data)):
-                    new.append(data)
-            except TalkooError as error:
-                log.debug("a peer's transaction was refused: %s", error)
-        for batch in _batches(new):
-            self.mesh.relay(organization, organization, batch)
-        self.work_arrived()
-
     def _peer_step(self, organization: str, step: service_pb2.RoundStep) -> None:
         """A peer that stands still at our height lacks something: it gets everything of the height again."""
         if self.peers.stands_still(organization, step) and step.height == self.driver.height:
@@ -363,7 +363,7 @@ class Node:
     def _opening(self) -> Iterator[service_pb2.PeerMessage]:
         yield from self._height_messages()
         yield self._round_step()
-        yield from _batches(self.mempool.transactions())
+        yield from batches(self.mempool.transactions())
 
     def _height_messages(self) -> Iterator[service_pb2.PeerMessage]:
         for event in self.driver.messages():
@@ -437,18 +437,7 @@ class Node:
 
     def broadcast(self, data: bytes) -> bytes:
         """Take a client's transaction and spread it. Raises its typed error. Returns its hash."""
-        tx_hash = transaction_hash(data)
-        if self.mempool.add(data, tx_hash):
-            if not self._gossip:
-                asyncio.get_running_loop().call_later(TX_FLUSH_S, self._send_gossip)
-            self._gossip.append(data)
-            self.work_arrived()
-        return tx_hash
-
-    def _send_gossip(self) -> None:
-        txs, self._gossip = self._gossip, []
-        for batch in _batches(txs):
-            self.mesh.send_all(batch)
+        return self._gossip.broadcast(data)
 
     def work_arrived(self) -> None:
         """A proposer that waits for transactions need not wait longer."""
@@ -459,17 +448,3 @@ class Node:
 
 def _block_message(height: int, round_: int, block: Block) -> service_pb2.PeerMessage:
     return service_pb2.PeerMessage(block=service_pb2.BlockData(height=height, round=round_, block=encode_block(block)))
-
-
-def _batches(txs: list[bytes]) -> Iterator[service_pb2.PeerMessage]:
-    """Transactions in their order, in messages that peers take."""
-    batch: list[bytes] = []
-    size = 0
-    for data in txs:
-        if batch and size + len(data) > TX_BATCH_BYTES:
-            yield service_pb2.PeerMessage(txs=service_pb2.TxBatch(txs=batch))
-            batch, size = [], 0
-        batch.append(data)
-        size += len(data)
-    if batch:
-        yield service_pb2.PeerMessage(txs=service_pb2.TxBatch(txs=batch))

@@ -105,6 +105,10 @@ class Mesh:
             for message in messages:
                 stream.send(message)
 
+    def reaches(self, organization: str) -> bool:
+        """Whether what it says can come here, straight or through a neighbour."""
+        return organization in self.streams or any(organization in each.neighbours for each in self.streams.values())
+
     def connected(self) -> list[str]:
         return sorted(self.streams)
 
