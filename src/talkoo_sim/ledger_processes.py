@@ -91,7 +91,8 @@ class Ledgers:
     def settings_path(self, name: str) -> Path:
         return self.folder / name / "settings.toml"
 
-    def write_settings(self, name: str, **changes: object) -> None:
+    def write_settings(self, name: str, peers: Sequence[str] | None = None, **changes: object) -> None:
+        """`peers`: whose endpoints the node is told; None: everybody's."""
         certificate = self.certificate(name, "ledger")
         values: dict[str, object] = {
             "federation": FEDERATION,
@@ -107,7 +108,7 @@ class Ledgers:
             "empty_block_interval_ms": 200,
         }
         lines = [f"{key} = {json.dumps(value)}" for key, value in (values | self.settings | changes).items()]
-        for other in self.names:
+        for other in self.names if peers is None else peers:
             if other != name:
                 endpoint = f"127.0.0.1:{self.ports[other]}"
                 lines += ["[[peers]]", f'organization = "{other}"', f'endpoint = "{endpoint}"']

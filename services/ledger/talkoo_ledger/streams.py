@@ -32,6 +32,11 @@ class Stream:
         self._news = asyncio.Event()
         self._dropping = False
 
+    @property
+    def queued(self) -> int:
+        """Messages that wait to be sent."""
+        return len(self._queue)
+
     def begin(self, messages: Iterable[service_pb2.PeerMessage]) -> None:
         """What every stream begins with, whatever its size."""
         for message in messages:
