@@ -129,7 +129,7 @@ class Listener:
 def settings(tmp_path: Path, name: str, **more: Any) -> LedgerSettings:
     values = {"federation": "f", "name": name, "state_dir": str(tmp_path / name), "genesis": "", "consensus_key": ""}
     files = {"certificate": "", "private_key": "", "trust_bundle": "", "listen": "127.0.0.1:7"}
-    return LedgerSettings(**{**values, **files, "organization": name, **more})  # type: ignore[arg-type]
+    return LedgerSettings(**{**values, **files, "organization": name, **more})
 
 
 def mesh_of(tmp_path: Path, name: str, edges: dict[str, set[str]]) -> Mesh:

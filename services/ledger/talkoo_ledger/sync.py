@@ -30,7 +30,7 @@ FAR_BEHIND = 2
 WINDOWS = 4
 """Answers under way at a time; from one peer at most `WINDOWS_OF_ONE`."""
 WINDOWS_OF_ONE = 2
-ANSWER_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 5.0
 LEAST_BYTES_PER_S = 64 * 1024
 """Of an answer that takes longer than `SLOW_S`; a slower peer is left for another."""
 SLOW_S = 2.0
