@@ -22,7 +22,8 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ class Sender:
     address: str
     node: int
     nonce: int = 0
+    waiting: dict[bytes, Waiting] = field(default_factory=dict)
+    """On their way, by hash, in order of nonces."""
 
 
 @dataclass(slots=True)
@@ -67,6 +70,7 @@ class Waiting:
 
     data: bytes
     due: float
+    sender: Sender
 
 
 @dataclass
@@ -113,7 +117,6 @@ class Load:
         self._dice = random.Random(seed)
         self._stubs = [service_pb2_grpc.LedgerStub(ledgers.channel(name)) for name in live]  # type: ignore[no-untyped-call]
         self._queues: list[deque[Waiting]] = [deque() for _ in live]
-        self._ready: list[Waiting] = []
         self._waiting: dict[bytes, Waiting] = {}
         self._freed = asyncio.Event()
         self.tally = Tally()
@@ -124,20 +127,21 @@ class Load:
     def in_flight(self) -> int:
         return len(self._waiting)
 
-    def transfer(self, due: float) -> tuple[int, Waiting]:
-        """The next transfer of a random account to another, and the node it goes through."""
+    def transfer(self, due: float) -> Waiting:
+        """The next transfer of a random account to another."""
         sender, receiver = self._dice.sample(self._senders, 2)
         message = tx_pb2.Transfer(to=receiver.address, amount_utlk=self._dice.randint(1, 1_000))
         data = sign_transaction(sender.key, CHAIN_ID, sender.nonce, FEE_UTLK, message)
         sender.nonce += 1
-        return sender.node, Waiting(data, due)
+        return Waiting(data, due, sender)
 
-    def queue(self, node: int, waiting: Waiting) -> None:
-        self._waiting[transaction_hash(waiting.data)] = waiting
-        self._queues[node].append(waiting)
+    def queue(self, waiting: Waiting) -> None:
+        tx_hash = transaction_hash(waiting.data)
+        self._waiting[tx_hash] = waiting.sender.waiting[tx_hash] = waiting
+        self._queues[waiting.sender.node].append(waiting)
 
     async def send(self, node: int) -> None:
-        """Send what is queued for one node, in order, forever. What finds no room is sent again, before what follows."""
+        """Send what is queued for one node, in order, forever. What finds no room is sent again before the rest."""
         queue, stub = self._queues[node], self._stubs[node]
         while True:
             if not queue:
@@ -149,13 +153,22 @@ class Load:
                 response = await stub.BroadcastMany(request, timeout=60)
             except Exception as error:
                 raise SystemExit(f"a ledger node does not take transfers: {error_from_rpc(error)}") from error  # type: ignore[arg-type]
-            again = [batch[refused.index] for refused in response.refused]
-            if response.refused and response.refused[0].family != "Exhausted":
-                raise SystemExit(f"a transfer was refused: {response.refused[0].message}")
-            if again:
-                self.tally.sent_again += len(again)
-                queue.extendleft(reversed(again))
+            if response.refused:
+                self._send_again(queue, batch, response.refused)
                 await asyncio.sleep(TICK_S)
+
+    def _send_again(self, queue: deque[Waiting], batch: list[Waiting], refused: Iterable[service_pb2.Refusal]) -> None:
+        """A sender that found no room, or whose earlier transfer had to make room, sends all of its own again."""
+        senders: dict[str, Sender] = {}
+        for each in refused:
+            if each.code not in ("mempool_full", "sender_full", "nonce_gap", "nonce_too_low"):
+                raise SystemExit(f"a transfer was refused: {each.message}")
+            sender = batch[each.index].sender
+            if each.code != "nonce_too_low":  # it was sent twice, and the first is final
+                senders[sender.address] = sender
+        again = [waiting for sender in senders.values() for waiting in sender.waiting.values()]
+        self.tally.sent_again += len(again)
+        queue.extendleft(reversed(again))
 
     async def follow(self) -> None:
         """Read blocks as they are decided, forever."""
@@ -180,35 +193,45 @@ class Load:
     def _settle(self, txs: Sequence[bytes]) -> None:
         now = time.monotonic()
         for data in txs:
-            waiting = self._waiting.pop(transaction_hash(data), None)
+            tx_hash = transaction_hash(data)
+            waiting = self._waiting.pop(tx_hash, None)
             if waiting is None:
                 continue
+            del waiting.sender.waiting[tx_hash]
             if self.measured_from <= now < self.measured_to:
                 self.tally.final += 1
             if self.measured_from <= waiting.due < self.measured_to:
                 self.tally.latencies.append(now - waiting.due)
         self._freed.set()
 
-    async def open_loop(self, transfers: Sequence[tuple[int, Waiting]], began: float) -> None:
-        """Each transfer is queued when it is due (its `due` counts from the beginning), whatever became of the others."""
-        for node, waiting in transfers:
+    async def open_loop(self, transfers: Sequence[Waiting], began: float) -> None:
+        """Each transfer is queued when it is due (until here counted from the beginning), whatever the others do."""
+        for waiting in transfers:
             waiting.due += began
             wait_s = waiting.due - time.monotonic()
             if wait_s > 0:
                 await asyncio.sleep(max(wait_s, TICK_S))
-            self.queue(node, waiting)
+            self.queue(waiting)
 
     async def closed_loop(self, in_flight: int, until: float) -> None:
         """Always so many transfers on their way."""
         while time.monotonic() < until:
             for _ in range(in_flight - self.in_flight):
-                self.queue(*self.transfer(time.monotonic()))
+                self.queue(self.transfer(time.monotonic()))
             self._freed.clear()
             await self._freed.wait()
 
+    async def drained(self, deadline_s: float) -> None:
+        """Wait until nothing is on its way, at most so long."""
+        end = time.monotonic() + deadline_s
+        while self.in_flight and time.monotonic() < end:
+            self._freed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._freed.wait(), end - time.monotonic())
+
     async def one_by_one(self, until: float) -> None:
         while time.monotonic() < until:
-            self.queue(*self.transfer(time.monotonic()))
+            self.queue(self.transfer(time.monotonic()))
             while self.in_flight:
                 self._freed.clear()
                 await self._freed.wait()
@@ -283,7 +306,7 @@ async def measure(options: argparse.Namespace, engine: str, folder: Path) -> dic
     return {"engine": engine, **result}
 
 
-def scheduled(load: Load, options: argparse.Namespace) -> Iterator[tuple[int, Waiting]]:
+def scheduled(load: Load, options: argparse.Namespace) -> Iterator[Waiting]:
     """The open loop's transfers, signed beforehand: signing is the senders' work, elsewhere."""
     if options.idle or options.in_flight:
         return
@@ -294,7 +317,7 @@ def scheduled(load: Load, options: argparse.Namespace) -> Iterator[tuple[int, Wa
 async def run(
     load: Load,
     options: argparse.Namespace,
-    transfers: Sequence[tuple[int, Waiting]],
+    transfers: Sequence[Waiting],
     ledgers: Ledgers,
     live: Sequence[str],
 ) -> dict[str, Any]:
@@ -315,9 +338,7 @@ async def run(
         await asyncio.wait_for(work, DRAIN_S)
     else:
         work.cancel()
-    end = time.monotonic() + DRAIN_S
-    while load.in_flight and time.monotonic() < end:
-        await asyncio.sleep(TICK_S)
+    await load.drained(DRAIN_S)
     own_s = own_after.user + own_after.system - own_before.user - own_before.system
     return figures(load, options, before, after, own_s) | {"waiting_at_end": waiting_at_end, "lost": load.in_flight}
 
