@@ -13,7 +13,8 @@ import grpc
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc
 from talkoo_ledger.genesis import Genesis, GenesisOrganization
 
-from talkoo_sim.ledger_chain import UTLK_PER_TLK, key_of, make_genesis
+from talkoo_core.amounts import UTLK_PER_TLK
+from talkoo_sim.ledger_chain import key_of, make_genesis
 
 STEP_EVERY_S = 0.1
 SMALL_STAKE_UTLK = UTLK_PER_TLK

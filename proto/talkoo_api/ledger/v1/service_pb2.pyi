@@ -1079,26 +1079,59 @@ class LightBlock(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     COMMIT_FIELD_NUMBER: _builtins.int
     VALIDATORS_FIELD_NUMBER: _builtins.int
+    PROPOSER_ADDRESS_FIELD_NUMBER: _builtins.int
     header: _builtins.bytes
     """CometBFT encoding"""
     commit: _builtins.bytes
     """CometBFT encoding, for this header"""
-    validators: _builtins.bytes
-    """CometBFT encoding with proposer priorities, of this height"""
+    proposer_address: _builtins.bytes
+    """whom the last rotation of these validators picked"""
+    @_builtins.property
+    def validators(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidatorEntry]:
+        """of this height, in their order"""
+
     def __init__(
         self,
         *,
         header: _builtins.bytes = ...,
         commit: _builtins.bytes = ...,
-        validators: _builtins.bytes = ...,
+        validators: _abc.Iterable[Global___ValidatorEntry] | None = ...,
+        proposer_address: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "header", b"header", "validators", b"validators"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "header", b"header", "proposer_address", b"proposer_address", "validators", b"validators"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LightBlock: _TypeAlias = LightBlock  # noqa: Y015
+
+@_typing.final
+class ValidatorEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
+    PROPOSER_PRIORITY_FIELD_NUMBER: _builtins.int
+    public_key: _builtins.bytes
+    """raw Ed25519"""
+    power: _builtins.int
+    proposer_priority: _builtins.int
+    """no header holds it"""
+    def __init__(
+        self,
+        *,
+        public_key: _builtins.bytes = ...,
+        power: _builtins.int = ...,
+        proposer_priority: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["power", b"power", "proposer_priority", b"proposer_priority", "public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidatorEntry: _TypeAlias = ValidatorEntry  # noqa: Y015
 
 @_typing.final
 class SnapshotsRequest(_message.Message):
