@@ -13,7 +13,7 @@ from talkoo_consensus.encoding import block_id_of, decode_block
 from talkoo_consensus.types import BlockIdFlag, Commit, CommitSig
 from talkoo_ledger.executor import Executor
 
-from talkoo_core.errors import Corrupt, Exhausted, NotFound
+from talkoo_core.errors import Corrupt, Exhausted, InvalidInput, NotFound
 from talkoo_runtime.clock import SystemClock
 from talkoo_runtime.transactions import sign_transaction, transaction_hash
 from talkoo_sim.ledger_chain import CHAIN_ID, address, key_of, make_genesis
@@ -81,6 +81,33 @@ def test_another_chains_state_is_refused(tmp_path: Path) -> None:
     other = msgspec.structs.replace(make_genesis(), chain_id="other-1")
     with pytest.raises(Corrupt, match="the stored chain is 'sim-1', the genesis file says 'other-1'"):
         Executor(other, tmp_path, SystemClock())
+
+
+def test_a_node_may_keep_the_newest_blocks_alone_and_its_file_stops_growing(tmp_path: Path) -> None:
+    genesis = make_genesis(unbonding_blocks=10, audit_deadline_blocks=1, max_audit_extensions=0)
+    executor = Executor(genesis, tmp_path, SystemClock(), retain_blocks=20)
+    sizes = []
+    for nonce in range(120):
+        decide(executor, transfer(nonce))
+        (pages,) = executor.store._database.execute("PRAGMA page_count").fetchone()
+        sizes.append(pages)
+    assert executor.store.base() == 101
+    assert executor.store.tx_result(transaction_hash(transfer(99))) is None
+    kept = executor.store.tx_result(transaction_hash(transfer(100)))
+    assert kept is not None
+    assert kept.height == 101
+    assert sizes[-1] <= sizes[60] * 1.1
+    executor.store.close()
+    wider = Executor(genesis, tmp_path, SystemClock())  # keeps all that is still there
+    decide(wider, transfer(120))
+    assert wider.store.base() == 101
+    wider.store.close()
+
+
+def test_a_node_that_would_keep_less_than_it_looks_back_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="looks back 601 blocks") as caught:
+        Executor(make_genesis(), tmp_path, SystemClock(), retain_blocks=600)
+    assert caught.value.code == "bad_setting"
 
 
 def test_a_full_disk_leaves_the_block_before_and_says_so(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from talkoo_consensus.encoding import decode_commit, encode_block, encode_commit
 from talkoo_consensus.types import EMPTY_COMMIT, Block, BlockId, Commit, TxResult
 from talkoo_consensus.validators import Validator
 
-from talkoo_core.errors import Corrupt
+from talkoo_core.errors import Corrupt, InvalidInput
 from talkoo_core.signing import address_of
 from talkoo_ledger.application import Application, FinalizeRequest, FinalizeResponse
 from talkoo_ledger.genesis import Genesis
@@ -29,10 +29,18 @@ log = logging.getLogger(__name__)
 class Executor:
     """Owns the application, the store and the chain's state. Opening it restores all three, or begins with genesis.
 
-    Raises Corrupt when the stored state is not what the chain says, or belongs to another genesis.
+    `retain_blocks`: how many of the newest blocks the store keeps; 0: all. Raises InvalidInput where that is fewer than
+    evidence and unbonding look back, Corrupt when the stored state is not what the chain says, or of another genesis.
     """
 
-    def __init__(self, genesis: Genesis, folder: Path, clock: Clock) -> None:
+    def __init__(self, genesis: Genesis, folder: Path, clock: Clock, retain_blocks: int = 0) -> None:
+        least = genesis.params["unbonding_blocks"] + 1
+        if 0 < retain_blocks < least:
+            raise InvalidInput(
+                f"retain_blocks is {retain_blocks}; this chain looks back {least} blocks: set that or more, or 0 for all",
+                code="bad_setting",
+            )
+        self._retain_blocks = retain_blocks
         self.genesis = genesis
         self.genesis_sha256 = genesis.sha256()
         self.application = Application()
@@ -88,7 +96,8 @@ class Executor:
         updates = [Validator.of(update.public_key, update.power) for update in response.validator_updates]
         chain = advance(self.chain, block, block_id, results, response.app_hash, updates)
         stored = self._stored(request, response, encode_block(block), encode_commit(commit), round_)
-        self.store.save(stored, changes, chain)
+        keep_from = chain.last_height - self._retain_blocks + 1 if self._retain_blocks else 0
+        self.store.save(stored, changes, chain, keep_from)
         self.chain = chain
         self.more_work = response.more_work
         self._tell_followers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,9 +12,13 @@ from typing import Any
 import msgspec
 from talkoo_api.ledger.v1 import service_pb2
 from talkoo_consensus.chain import ChainState
+from talkoo_consensus.encoding import decode_block
 
 from talkoo_core.errors import Corrupt, Exhausted, Internal, NotFound
 from talkoo_ledger.application import Change
+
+PRUNED_AT_ONCE = 4
+"""Blocks that go with one that comes: a node whose bound was lowered gets there without a pause."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS blocks (height INTEGER PRIMARY KEY, block BLOB NOT NULL, commit_bytes BLOB NOT NULL,
@@ -55,13 +60,14 @@ class BlockStore:
     def close(self) -> None:
         self._database.close()
 
-    def save(self, stored: StoredBlock, changes: Iterable[Change], chain: ChainState) -> None:
-        """One durable transaction: block, results, index, state, chain."""
+    def save(self, stored: StoredBlock, changes: Iterable[Change], chain: ChainState, keep_from: int = 0) -> None:
+        """One durable transaction: block, results, index, state, chain; blocks below `keep_from` go, a few each time."""
         with _errors(self._path):
             cursor = self._database.cursor()
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 self._write(cursor, stored, changes, chain)
+                self._prune(cursor, keep_from)
             except BaseException:
                 if self._database.in_transaction:  # SQLite has rolled back by itself when the disk was full
                     cursor.execute("ROLLBACK")
@@ -82,6 +88,16 @@ class BlockStore:
         self._put_entries(cursor, changes)
         cursor.execute("INSERT OR REPLACE INTO meta VALUES ('chain', ?)", (msgspec.msgpack.encode(chain),))
 
+    def _prune(self, cursor: sqlite3.Cursor, keep_from: int) -> None:
+        """SQLite uses the freed pages again, so the file stops growing."""
+        rows = cursor.execute(
+            "SELECT height, block FROM blocks WHERE height < ? ORDER BY height LIMIT ?", (keep_from, PRUNED_AT_ONCE)
+        ).fetchall()
+        for height, block in rows:
+            hashes = [hashlib.sha256(tx).digest() for tx in decode_block(block).data.txs]
+            cursor.executemany("DELETE FROM txs WHERE hash = ? AND height = ?", [(each, height) for each in hashes])
+            cursor.execute("DELETE FROM blocks WHERE height = ?", (height,))
+
     def _put_entries(self, cursor: sqlite3.Cursor, changes: Iterable[Change]) -> None:
         puts, removals = [], []
         for module, key, value in changes:
@@ -99,6 +115,21 @@ class BlockStore:
             cursor.execute("BEGIN IMMEDIATE")
             self._put_entries(cursor, entries)
             cursor.execute("INSERT INTO meta VALUES ('chain', ?)", (msgspec.msgpack.encode(chain),))
+            cursor.execute("COMMIT")
+
+    def replace_state(self, entries: Iterable[Change], chain: ChainState) -> None:
+        """Put the state of a later height, from a snapshot, in the place of what is here."""
+        with _errors(self._path):
+            cursor = self._database.cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                cursor.execute("DELETE FROM entries")
+                self._put_entries(cursor, entries)
+                cursor.execute("INSERT OR REPLACE INTO meta VALUES ('chain', ?)", (msgspec.msgpack.encode(chain),))
+            except BaseException:
+                if self._database.in_transaction:
+                    cursor.execute("ROLLBACK")
+                raise
             cursor.execute("COMMIT")
 
     def chain(self) -> ChainState | None:
