@@ -199,7 +199,7 @@ async def serve(settings: LedgerSettings, background: Background) -> Callable[[]
     check_genesis(genesis)
     _check_peers(settings, genesis)
     key = load_key(Path(settings.consensus_key))
-    executor = Executor(genesis, folder, clock)
+    executor = Executor(genesis, folder, clock, settings.retain_blocks)
     node = Node(
         settings,
         executor,

@@ -15,6 +15,28 @@ class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """host:port of its gRPC server."""
 
 
+class CometSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `engine = "cometbft"` needs; a table `[comet]`. docs/engines.md explains each."""
+
+    binary: str = "cometbft"
+    """The program, CometBFT 1.0.1: a path, or a name on PATH."""
+    listen: str = "0.0.0.0:26656"
+    """host:port for the CometBFT of other members (encrypted, authenticated by node keys)."""
+    advertise: str = ""
+    """host:port at which they reach it; empty: it tells what it finds out itself."""
+    rpc_listen: str = "127.0.0.1:26657"
+    """host:port of CometBFT's RPC, which this process uses, too. It knows no authentication: keep it inside."""
+    peers: tuple[str, ...] = ()
+    """`<node id>@host:port` of other members' CometBFT; `python -m talkoo_ledger.comet` prints one's own id."""
+    log_level: str = "error"
+    """Of CometBFT, whose lines go to `<state_dir>/comet/log.txt`: debug, info, error or none."""
+    sync_rpc: tuple[str, ...] = ()
+    """Two or more RPC addresses (`http://host:port`): a new node begins with its peers' snapshot, not with block 1."""
+    sync_trust_height: int = 0
+    sync_trust_hash: str = ""
+    """A header that the operator trusts, with its hash in hex: needed with `sync_rpc`."""
+
+
 class LedgerSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a ledger node needs beyond what every service has."""
 
@@ -32,5 +54,10 @@ class LedgerSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_
     """Without transactions a block is proposed so long after the last."""
     block_interval_ms: int = 150
     """A block is proposed no sooner after the last, so that a busy chain makes larger blocks instead of more."""
+    retain_blocks: int = 0
+    """So many of the newest blocks stay on disk; 0: all. A node that keeps few cannot help others to replay."""
     commit_timeout_ms: int = 100
     """How long late precommits are waited for after a decision."""
+    engine: str = "embedded"
+    """Who orders blocks: `embedded` (in this process) or `cometbft` (CometBFT 1.0.1 under the same ledger)."""
+    comet: CometSettings = CometSettings()
