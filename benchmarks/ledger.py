@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, tx_pb2
 from talkoo_consensus.encoding import decode_block
@@ -45,6 +46,7 @@ from talkoo_sim.ledger_processes import Ledgers
 CHAIN_ID = "bench-1"
 WARM_UP_S = 5.0
 DRAIN_S = 60.0
+SEND_S = 60.0
 START_S = 120.0
 TICK_S = 0.01
 MOST_AT_ONCE = 250
@@ -150,9 +152,9 @@ class Load:
             batch = [queue.popleft() for _ in range(min(len(queue), MOST_AT_ONCE))]
             request = service_pb2.BroadcastManyRequest(txs=[waiting.data for waiting in batch])
             try:
-                response = await stub.BroadcastMany(request, timeout=60)
-            except Exception as error:
-                raise SystemExit(f"a ledger node does not take transfers: {error_from_rpc(error)}") from error  # type: ignore[arg-type]
+                response = await stub.BroadcastMany(request, timeout=SEND_S, wait_for_ready=True)
+            except grpc.aio.AioRpcError as error:
+                raise SystemExit(f"a ledger node does not take transfers: {error_from_rpc(error)}") from error
             if response.refused:
                 self._send_again(queue, batch, response.refused)
                 await asyncio.sleep(TICK_S)
