@@ -8,14 +8,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from grpc.aio import Server
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, state_pb2
 
-from talkoo_core.errors import Exhausted, InvalidInput, NotFound, TalkooError, Unavailable
+from talkoo_core.errors import Exhausted, InvalidInput, NotFound, Unavailable
+from talkoo_core.signing import PrivateKey
+from talkoo_ledger.comet.engine import open_comet
+from talkoo_ledger.embedded import EmbeddedEngine
+from talkoo_ledger.engine import Engine
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.genesis import Genesis, check_genesis, parse_genesis
 from talkoo_ledger.mempool import Mempool
 from talkoo_ledger.node import Node
-from talkoo_ledger.settings import LedgerSettings
+from talkoo_ledger.settings import COMETBFT, LedgerSettings
 from talkoo_ledger.sign_state import Signer
 from talkoo_ledger.wal import WriteAheadLog
 from talkoo_ledger.wire import state_proof_proto
@@ -24,6 +29,7 @@ from talkoo_runtime.grpc_server import make_server, start_server
 from talkoo_runtime.identity import identity_of, require
 from talkoo_runtime.keys import load_key
 from talkoo_runtime.supervision import Background
+from talkoo_runtime.transactions import transaction_hash
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +37,6 @@ MAX_WAIT_MS = 60_000
 BLOCKS_AT_ONCE = 10_000
 BROADCAST_MANY_TXS = 1_000
 BROADCAST_MANY_BYTES = 1 << 20
-CHECKED_AT_ONCE = 32
 OWN_ROLES = {"scheduler", "validator", "gateway", "agent", "supervisor"}
 STOP_GRACE_S = 1.0
 
@@ -39,17 +44,23 @@ STOP_GRACE_S = 1.0
 class LedgerServicer(service_pb2_grpc.LedgerServicer):
     """For the services of the own organization."""
 
-    def __init__(self, node: Node, settings: LedgerSettings) -> None:
-        self._node = node
-        self._executor = node.executor
+    def __init__(self, engine: Engine, settings: LedgerSettings) -> None:
+        self._engine = engine
         self._settings = settings
+
+    @property
+    def _executor(self) -> Executor:
+        return self._engine.executor
 
     def _admit(self, context: Any) -> None:
         require(identity_of(context), roles=OWN_ROLES, organization=self._settings.organization)
 
     async def Broadcast(self, request: Any, context: Any) -> service_pb2.BroadcastResponse:
         self._admit(context)
-        return service_pb2.BroadcastResponse(hash=self._node.broadcast(request.tx))
+        (refused,) = await self._engine.submit((request.tx,))
+        if refused is not None:
+            raise refused
+        return service_pb2.BroadcastResponse(hash=transaction_hash(request.tx))
 
     async def BroadcastMany(self, request: Any, context: Any) -> service_pb2.BroadcastManyResponse:
         self._admit(context)
@@ -60,13 +71,9 @@ class LedgerServicer(service_pb2_grpc.LedgerServicer):
                 code="too_many_txs",
             )
         response = service_pb2.BroadcastManyResponse()
-        for index, data in enumerate(request.txs):
-            try:
-                self._node.broadcast(data)
-            except TalkooError as error:
+        for index, error in enumerate(await self._engine.submit(request.txs)):
+            if error is not None:
                 response.refused.add(index=index, family=error.family, code=error.code, message=error.message)
-            if index % CHECKED_AT_ONCE == CHECKED_AT_ONCE - 1:
-                await asyncio.sleep(0)  # consensus goes on between
         return response
 
     async def WaitTx(self, request: Any, context: Any) -> service_pb2.TxResult:
@@ -81,12 +88,12 @@ class LedgerServicer(service_pb2_grpc.LedgerServicer):
             try:
                 await asyncio.wait_for(self._executor.decided(), max(left, 0.0))
             except TimeoutError:
-                where = "waits for a block" if request.hash in self._node.mempool else "is not known here"
+                where = "waits for a block" if self._engine.waits(request.hash) else "is not known here"
                 raise Unavailable(f"the transaction {where}", code="not_final_yet") from None
 
     async def GetStatus(self, request: Any, context: Any) -> service_pb2.Status:
         self._admit(context)
-        chain, node = self._executor.chain, self._node
+        chain, engine = self._executor.chain, self._engine
         return service_pb2.Status(
             chain_id=chain.chain_id,
             organization=self._settings.organization,
@@ -94,10 +101,10 @@ class LedgerServicer(service_pb2_grpc.LedgerServicer):
             block_hash=chain.last_block_id.hash,
             app_hash=chain.app_hash,
             time_ns=chain.last_time_ns,
-            catching_up=node.sync.active,
-            peers=node.mesh.connected(),
-            mempool_txs=len(node.mempool),
-            round=node.driver.round,
+            catching_up=engine.catching_up,
+            peers=engine.connected(),
+            mempool_txs=engine.waiting(),
+            round=engine.round,
         )
 
     async def Get(self, request: Any, context: Any) -> service_pb2.GetResponse:
@@ -139,7 +146,7 @@ class LedgerServicer(service_pb2_grpc.LedgerServicer):
 
     async def Blocks(self, request: Any, context: Any) -> AsyncIterator[service_pb2.RawBlock]:
         self._admit(context)
-        async for raw in _blocks(self._executor, request, results=not request.without_results):
+        async for raw in _blocks(self._engine, request, results=not request.without_results):
             yield raw
 
     async def Follow(self, request: Any, context: Any) -> AsyncIterator[service_pb2.BlockEvents]:
@@ -179,11 +186,12 @@ class ConsensusServicer(service_pb2_grpc.ConsensusServicer):
             yield message
 
 
-async def _blocks(executor: Executor, request: Any, *, results: bool) -> AsyncIterator[service_pb2.RawBlock]:
+async def _blocks(engine: Engine, request: Any, *, results: bool) -> AsyncIterator[service_pb2.RawBlock]:
+    executor = engine.executor
     first = max(request.from_height, 1)
     last = min(request.to_height or executor.chain.last_height, executor.chain.last_height, first + BLOCKS_AT_ONCE - 1)
     for height in range(first, last + 1):
-        stored = executor.store.block(height)
+        stored = await engine.stored_block(height)
         yield service_pb2.RawBlock(
             height=height,
             block=stored.block,
@@ -193,12 +201,33 @@ async def _blocks(executor: Executor, request: Any, *, results: bool) -> AsyncIt
 
 
 async def serve(settings: LedgerSettings, background: Background) -> Callable[[], Awaitable[None]]:
-    """Open everything, serve, and run the node."""
-    folder, clock = Path(settings.state_dir), SystemClock()
+    """Open the ledger under the engine that the settings name, and serve it."""
     genesis = parse_genesis(_read(Path(settings.genesis)))
     check_genesis(genesis)
     _check_peers(settings, genesis)
     key = load_key(Path(settings.consensus_key))
+    server = make_server()
+    if settings.engine == COMETBFT:
+        opened = await open_comet(settings, genesis, key, SystemClock(), background)
+        engine: Engine = opened
+        stop_engine: Callable[[], Awaitable[None]] = opened.stop
+    else:
+        engine, stop_engine = _open_embedded(settings, genesis, key, server, background)
+    service_pb2_grpc.add_LedgerServicer_to_server(LedgerServicer(engine, settings), server)  # type: ignore[no-untyped-call]
+    await start_server(server, settings)
+
+    async def stop() -> None:
+        await server.stop(STOP_GRACE_S)
+        await stop_engine()
+
+    return stop
+
+
+def _open_embedded(
+    settings: LedgerSettings, genesis: Genesis, key: PrivateKey, server: Server, background: Background
+) -> tuple[Engine, Callable[[], Awaitable[None]]]:
+    """Our own engine: it speaks with other members over this gRPC server."""
+    folder, clock = Path(settings.state_dir), SystemClock()
     executor = Executor(genesis, folder, clock, settings.retain_blocks)
     node = Node(
         settings,
@@ -209,20 +238,16 @@ async def serve(settings: LedgerSettings, background: Background) -> Callable[[]
         Mempool(executor.application),
         clock,
     )
-    server = make_server()
-    service_pb2_grpc.add_LedgerServicer_to_server(LedgerServicer(node, settings), server)  # type: ignore[no-untyped-call]
     service_pb2_grpc.add_ConsensusServicer_to_server(ConsensusServicer(node), server)  # type: ignore[no-untyped-call]
-    await start_server(server, settings)
     background.start("consensus", node.run())
     background.start("round steps", node.tick())
     background.start("mesh", node.mesh.run())
     background.start("block sync", node.sync.run())
 
     async def stop() -> None:
-        await server.stop(STOP_GRACE_S)
         executor.store.close()
 
-    return stop
+    return EmbeddedEngine(node), stop
 
 
 def _check_peers(settings: LedgerSettings, genesis: Genesis) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 import msgspec
 
 from talkoo_runtime.service_settings import ServiceSettings
+
+COMETBFT: Final = "cometbft"
 
 
 class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,10 +35,8 @@ class CometSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: str = "error"
     """Of CometBFT, whose lines go to `<state_dir>/comet/log.txt`: debug, info, error or none."""
     sync_rpc: tuple[str, ...] = ()
-    """Two or more RPC addresses (`http://host:port`): a new node begins with its peers' snapshot, not with block 1."""
-    sync_trust_height: int = 0
-    sync_trust_hash: str = ""
-    """A header that the operator trusts, with its hash in hex: needed with `sync_rpc`."""
+    """Two or more RPC addresses (`http://host:port`): a new node begins with its peers' snapshot, not with block 1.
+    Needs `trust_height` and `trust_hash`, too."""
 
 
 class LedgerSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,6 +60,13 @@ class LedgerSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_
     """So many of the newest blocks stay on disk; 0: all. A node that keeps few cannot help others to replay."""
     commit_timeout_ms: int = 100
     """How long late precommits are waited for after a decision."""
-    engine: str = "embedded"
+    snapshot_interval_blocks: int = 1_000
+    """A snapshot of the state is taken every so many blocks, the last two are kept for new members; 0: none."""
+    snapshot_sync_blocks: int = 5_000
+    """A new node that is so far behind, or whose peers have not kept the blocks it lacks, begins with a snapshot."""
+    trust_height: int = 0
+    trust_hash: str = ""
+    """A header that the operator trusts, with its hash in hex; else a snapshot is trusted from the genesis on."""
+    engine: Literal["embedded", "cometbft"] = "embedded"
     """Who orders blocks: `embedded` (in this process) or `cometbft` (CometBFT 1.0.1 under the same ledger)."""
     comet: CometSettings = CometSettings()

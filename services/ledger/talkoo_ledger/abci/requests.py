@@ -1,0 +1,218 @@
+"""What each ABCI request does with the ledger. One call, one answer; nothing waits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from talkoo_api.abci.v1 import abci_pb2
+
+from talkoo_core.errors import Corrupt, InvalidInput, TalkooError
+from talkoo_ledger.abci import convert
+from talkoo_ledger.abci.hosted import HostedLedger
+from talkoo_ledger.application import CheckResult
+from talkoo_ledger.snapshots import FORMAT, Restore, SnapshotStore
+
+log = logging.getLogger(__name__)
+
+INFO_DATA = "talkoo"
+TX_OVERHEAD_BYTES = 5
+"""Of a transaction in a block's protobuf, beyond its own bytes: a tag, and a length below 2^28."""
+RETRIES_MAX = 3
+"""So many snapshots whose chunks were right and whose state was not are tried before state sync is given up."""
+
+
+class Told(Protocol):
+    """Who wants to know what the engine asked."""
+
+    def checked(self, data: bytes, result: CheckResult, *, again: bool) -> None:
+        """A transaction was checked; `again`: after a block, because it still waits."""
+
+    def committed(self, hashes: list[bytes]) -> int:
+        """A block is final and stored. Returns the lowest height that the engine must keep; 0: all."""
+
+
+class Requests:
+    """Answers ABCI requests from one ledger. The engine's connections share one instance."""
+
+    def __init__(self, ledger: HostedLedger, snapshots: SnapshotStore, told: Told) -> None:
+        self._ledger = ledger
+        self._snapshots = snapshots
+        self._told = told
+        self._restore: Restore | None = None
+        self._failed_restores = 0
+        self._answers: dict[str, Callable[[abci_pb2.Request], abci_pb2.Response]] = {
+            "echo": self._echo,
+            "flush": lambda _: _FLUSHED,
+            "info": lambda _: self._info(),
+            "init_chain": self._init_chain,
+            "query": self._query,
+            "check_tx": self._check_tx,
+            "commit": lambda _: self._commit(),
+            "list_snapshots": lambda _: self._list_snapshots(),
+            "offer_snapshot": self._offer_snapshot,
+            "load_snapshot_chunk": self._load_snapshot_chunk,
+            "apply_snapshot_chunk": self._apply_snapshot_chunk,
+            "prepare_proposal": self._prepare_proposal,
+            "process_proposal": self._process_proposal,
+            "extend_vote": lambda _: abci_pb2.Response(extend_vote=abci_pb2.ExtendVoteResponse()),
+            "verify_vote_extension": self._verify_vote_extension,
+            "finalize_block": self._finalize_block,
+        }
+
+    def answer(self, request: abci_pb2.Request) -> abci_pb2.Response:
+        """Raises InvalidInput for a request this server does not know, and what must stop the node (Corrupt, …)."""
+        kind = request.WhichOneof("value")
+        if kind is None:
+            raise InvalidInput("an ABCI request of no kind this ledger knows; it speaks CometBFT 1.0's", code="no_kind")
+        return self._answers[kind](request)
+
+    # --- beginnings ---
+
+    def _echo(self, request: abci_pb2.Request) -> abci_pb2.Response:
+        return abci_pb2.Response(echo=abci_pb2.EchoResponse(message=request.echo.message))
+
+    def _info(self) -> abci_pb2.Response:
+        info = self._ledger.application.info()
+        return abci_pb2.Response(
+            info=abci_pb2.InfoResponse(
+                data=INFO_DATA,
+                version=self._ledger.chain.chain_id,
+                app_version=self._ledger.chain.app_version,
+                last_block_height=info.height,
+                last_block_app_hash=info.app_hash if info.height else b"",
+            )
+        )
+
+    def _init_chain(self, request: abci_pb2.Request) -> abci_pb2.Response:
+        """Genesis stands in the store already; what matters is that the engine begins with the same one."""
+        given, genesis, chain = request.init_chain, self._ledger.genesis, self._ledger.chain
+        named = {(each.pub_key_type, each.pub_key_bytes, each.power) for each in given.validators}
+        ours = {(convert.KEY_TYPE, each.public_key, each.power) for each in chain.validators.validators}
+        app_state = f'"{genesis.sha256().hex()}"'.encode()
+        differs = [
+            what
+            for what, equal in (
+                ("chain_id", given.chain_id == genesis.chain_id),
+                ("genesis_time", convert.time_ns(given.time) == genesis.genesis_time_ns),
+                ("initial_height", given.initial_height == genesis.initial_height),
+                ("validators", named == ours),
+                ("app_state", given.app_state_bytes == app_state),
+            )
+            if not equal
+        ]
+        if differs:
+            raise InvalidInput(
+                f"the engine's genesis differs from the federation's in {', '.join(differs)}; let the ledger write it "
+                "(delete the engine's folder when nothing was decided yet)",
+                code="wrong_genesis",
+            )
+        if chain.last_height:
+            raise Corrupt(
+                f"the engine begins a chain, this ledger stands at block {chain.last_height}", code="diverged"
+            )
+        return abci_pb2.Response(init_chain=abci_pb2.InitChainResponse(app_hash=chain.app_hash))
+
+    # --- reading, and the engine's mempool ---
+
+    def _query(self, request: abci_pb2.Request) -> abci_pb2.Response:
+        asked = request.query
+        begin, _, module_and_end = asked.path.partition("/store/")
+        module, _, end = module_and_end.partition("/")
+        response = abci_pb2.QueryResponse(key=asked.data)
+        try:
+            if begin or end != "key":
+                raise InvalidInput(f"{asked.path!r} is no path; ask for /store/<module>/key", code="unknown_path")
+            found = self._ledger.application.query(module, asked.data.decode("utf-8", "replace"))
+            response.value, response.height = found.value or b"", found.height
+        except TalkooError as error:
+            response.code, response.codespace, response.log = 1, error.family, error.message
+        return abci_pb2.Response(query=response)
+
+    def _check_tx(self, request: abci_pb2.Request) -> abci_pb2.Response:
+        data = request.check_tx.tx
+        result = self._ledger.application.check_tx(data)
+        self._told.checked(data, result, again=request.check_tx.type == abci_pb2.CHECK_TX_TYPE_RECHECK)
+        return abci_pb2.Response(check_tx=convert.check_response(result))
+
+    # --- blocks ---
+
+    def _prepare_proposal(self, request: abci_pb2.Request) -> abci_pb2.Response:
+        asked = request.prepare_proposal
+        overhead = TX_OVERHEAD_BYTES * min(len(asked.txs), self._ledger.application.state.params.max_block_txs)
+        chosen = self._ledger.application.prepare_proposal(asked.txs, asked.max_tx_bytes - overhead)
+        return abci_pb2.Response(prepare_proposal=abci_pb2.PrepareProposalResponse(txs=chosen))
+
+    def _process_proposal(self, request: abci_pb2.Request) -> abci_pb2.Response:
+        good = self._ledger.application.process_proposal(request.process_proposal.txs)
+        status = abci_pb2.PROCESS_PROPOSAL_STATUS_ACCEPT if good else abci_pb2.PROCESS_PROPOSAL_STATUS_REJECT
+        return abci_pb2.Response(process_proposal=abci_pb2.ProcessProposalResponse(status=status))
+
+    def _verify_vote_extension(self, request: abci_pb2.Request) -> abci_pb2.Response:
+        """Ours are empty, and so must be the others'."""
+        empty = not request.verify_vote_extension.vote_extension
+        status = abci_pb2.VERIFY_VOTE_EXTENSION_STATUS_ACCEPT if empty else abci_pb2.VERIFY_VOTE_EXTENSION_STATUS_REJECT
+        return abci_pb2.Response(verify_vote_extension=abci_pb2.VerifyVoteExtensionResponse(status=status))
+
+    def _finalize_block(self, request: abci_pb2.Request) -> abci_pb2.Response:
+        response = self._ledger.finalize(convert.finalize_request(request.finalize_block))
+        return abci_pb2.Response(finalize_block=convert.finalize_response(response))
+
+    def _commit(self) -> abci_pb2.Response:
+        retain_height = self._told.committed(self._ledger.commit())
+        return abci_pb2.Response(commit=abci_pb2.CommitResponse(retain_height=retain_height))
+
+    # --- snapshots ---
+
+    def _list_snapshots(self) -> abci_pb2.Response:
+        ours = [convert.snapshot_proto(snapshot) for snapshot in self._snapshots.list()]
+        return abci_pb2.Response(list_snapshots=abci_pb2.ListSnapshotsResponse(snapshots=ours))
+
+    def _load_snapshot_chunk(self, request: abci_pb2.Request) -> abci_pb2.Response:
+        asked = request.load_snapshot_chunk
+        chunk = self._snapshots.chunk(asked.height, asked.chunk) if asked.format == FORMAT else None
+        return abci_pb2.Response(load_snapshot_chunk=abci_pb2.LoadSnapshotChunkResponse(chunk=chunk or b""))
+
+    def _offer_snapshot(self, request: abci_pb2.Request) -> abci_pb2.Response:
+        offered = request.offer_snapshot
+        self._restore = None
+        if self._ledger.chain.last_height or self._failed_restores >= RETRIES_MAX:
+            result = abci_pb2.OFFER_SNAPSHOT_RESULT_ABORT
+        elif offered.snapshot.format != FORMAT:
+            result = abci_pb2.OFFER_SNAPSHOT_RESULT_REJECT_FORMAT
+        else:
+            try:
+                self._restore = Restore(convert.snapshot_of(offered.snapshot), offered.app_hash)
+                result = abci_pb2.OFFER_SNAPSHOT_RESULT_ACCEPT
+            except Corrupt as error:
+                log.warning("a peer's snapshot of block %d was refused: %s", offered.snapshot.height, error)
+                result = abci_pb2.OFFER_SNAPSHOT_RESULT_REJECT_SENDER
+        return abci_pb2.Response(offer_snapshot=abci_pb2.OfferSnapshotResponse(result=result))
+
+    def _apply_snapshot_chunk(self, request: abci_pb2.Request) -> abci_pb2.Response:
+        applied = abci_pb2.ApplySnapshotChunkResponse(result=abci_pb2.APPLY_SNAPSHOT_CHUNK_RESULT_ACCEPT)
+        given, restore = request.apply_snapshot_chunk, self._restore
+        if restore is None:
+            applied.result = abci_pb2.APPLY_SNAPSHOT_CHUNK_RESULT_ABORT
+            return abci_pb2.Response(apply_snapshot_chunk=applied)
+        try:
+            restore.add(given.index, given.chunk)
+        except Corrupt as error:
+            log.warning("%s", error)
+            applied.result = abci_pb2.APPLY_SNAPSHOT_CHUNK_RESULT_RETRY
+            applied.refetch_chunks.append(given.index)
+            applied.reject_senders.append(given.sender)
+            return abci_pb2.Response(apply_snapshot_chunk=applied)
+        if restore.complete:
+            self._restore = None
+            try:
+                self._ledger.restore(restore.entries(), restore.snapshot.height, restore.snapshot.app_hash)
+            except Corrupt as error:
+                log.warning("the snapshot of block %d is not the chain's state: %s", restore.snapshot.height, error)
+                self._failed_restores += 1
+                applied.result = abci_pb2.APPLY_SNAPSHOT_CHUNK_RESULT_REJECT_SNAPSHOT
+        return abci_pb2.Response(apply_snapshot_chunk=applied)
+
+
+_FLUSHED = abci_pb2.Response(flush=abci_pb2.FlushResponse())

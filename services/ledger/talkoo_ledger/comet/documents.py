@@ -1,0 +1,105 @@
+"""Blocks and commits as CometBFT's RPC writes them in JSON, read into our own types.
+
+Whoever reads them holds them against a hash; here only their form is checked. Raises Corrupt (`malformed`).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from talkoo_consensus.types import (
+    GO_ZERO_TIME_NS,
+    Block,
+    BlockId,
+    BlockIdFlag,
+    Commit,
+    CommitSig,
+    Data,
+    Header,
+)
+
+from talkoo_core.errors import Corrupt
+
+T = TypeVar("T")
+Document = Mapping[str, Any]
+
+
+def block_of(document: Document) -> Block:
+    return _read("block", lambda: _block(document))
+
+
+def commit_of(document: Document) -> Commit:
+    return _read("commit", lambda: _commit(document))
+
+
+def time_of(text: str) -> int:
+    """RFC 3339 with up to nine digits of a second, to nanoseconds since 1970."""
+    moment, _, fraction = text.removesuffix("Z").partition(".")
+    if not text.endswith("Z"):
+        raise ValueError(f"{text!r} is no time in UTC")
+    if moment.startswith("0001-01-01T00:00:00"):
+        return GO_ZERO_TIME_NS
+    seconds = int(datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp())
+    return seconds * 10**9 + int(fraction.ljust(9, "0") or 0)
+
+
+def _read(what: str, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except (KeyError, TypeError, ValueError) as error:
+        raise Corrupt(f"CometBFT's RPC gave a {what} that cannot be read: {error}", code="malformed") from None
+
+
+def _block(document: Document) -> Block:
+    txs = document["data"]["txs"] or ()
+    return Block(
+        header=_header(document["header"]),
+        data=Data(tuple(base64.b64decode(tx, validate=True) for tx in txs)),
+        last_commit=_commit(document["last_commit"]),
+    )
+
+
+def _header(document: Document) -> Header:
+    version = document["version"]
+    return Header(
+        version_block=int(version["block"]),
+        version_app=int(version.get("app", 0)),
+        chain_id=document["chain_id"],
+        height=int(document["height"]),
+        time_ns=time_of(document["time"]),
+        last_block_id=_block_id(document["last_block_id"]),
+        last_commit_hash=bytes.fromhex(document["last_commit_hash"]),
+        data_hash=bytes.fromhex(document["data_hash"]),
+        validators_hash=bytes.fromhex(document["validators_hash"]),
+        next_validators_hash=bytes.fromhex(document["next_validators_hash"]),
+        consensus_hash=bytes.fromhex(document["consensus_hash"]),
+        app_hash=bytes.fromhex(document["app_hash"]),
+        last_results_hash=bytes.fromhex(document["last_results_hash"]),
+        evidence_hash=bytes.fromhex(document["evidence_hash"]),
+        proposer_address=bytes.fromhex(document["proposer_address"]),
+    )
+
+
+def _block_id(document: Document) -> BlockId:
+    parts = document["parts"]
+    return BlockId(bytes.fromhex(document["hash"]), int(parts["total"]), bytes.fromhex(parts["hash"]))
+
+
+def _commit(document: Document) -> Commit:
+    return Commit(
+        height=int(document["height"]),
+        round=int(document["round"]),
+        block_id=_block_id(document["block_id"]),
+        signatures=tuple(
+            CommitSig(
+                flag=BlockIdFlag(int(each["block_id_flag"])),
+                validator_address=bytes.fromhex(each["validator_address"]),
+                timestamp_ns=time_of(each["timestamp"]),
+                signature=base64.b64decode(each["signature"] or "", validate=True),
+            )
+            for each in document["signatures"] or ()
+        ),
+    )
