@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from talkoo_ledger.comet.home import ensure_node_key
 
@@ -37,18 +37,17 @@ class CometLedgers(Ledgers):
         """As others name this node's CometBFT."""
         return f"{ensure_node_key(self.state_folder(name) / 'comet')}@127.0.0.1:{self.p2p_ports[name]}"
 
-    def write_settings(
-        self, name: str, peers: Sequence[str] | None = None, comet: dict[str, Any] | None = None, **changes: Any
-    ) -> None:
-        """`comet`: changes of the table `[comet]`."""
+    def write_settings(self, name: str, peers: Sequence[str] | None = None, **changes: object) -> None:
+        """The change `comet` is one of the table `[comet]`, field by field."""
+        comet = cast("dict[str, object]", changes.pop("comet", {}))
         super().write_settings(name, peers, **{"engine": "cometbft"} | changes)
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "binary": str(cometbft_binary()),
             "listen": f"127.0.0.1:{self.p2p_ports[name]}",
             "rpc_listen": f"127.0.0.1:{self.rpc_ports[name]}",
             "peers": [self.peer(other) for other in self.names if other != name],
         }
-        lines = ["[comet]", *(f"{key} = {json.dumps(value)}" for key, value in (values | (comet or {})).items())]
+        lines = ["[comet]", *(f"{key} = {json.dumps(value)}" for key, value in (values | comet).items())]
         with self.settings_path(name).open("a") as file:
             file.write("\n".join(lines) + "\n")
 
