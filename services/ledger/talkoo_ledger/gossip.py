@@ -26,6 +26,8 @@ SPREAD_FIRST_S = 0.005
 """The first transaction after a pause waits so long for company."""
 SPREAD_EVERY_S = 0.05
 """Batches follow each other no sooner: under load they grow instead of multiplying."""
+SPREAD_PEERS = 4
+"""With more peers the batches follow each other more slowly: messages grow with the peers, not with their square."""
 TX_BATCH_BYTES = 1024 * 1024
 
 
@@ -59,7 +61,8 @@ class Gossip:
         if self._mempool.add(data, tx_hash):
             if not self._outgoing:
                 loop = asyncio.get_running_loop()
-                loop.call_later(max(SPREAD_FIRST_S, self._sent_at_s + SPREAD_EVERY_S - loop.time()), self._spread)
+                pause_s = SPREAD_EVERY_S * max(1.0, len(self._mesh.streams) / SPREAD_PEERS)
+                loop.call_later(max(SPREAD_FIRST_S, self._sent_at_s + pause_s - loop.time()), self._spread)
             self._outgoing.append(data)
             self._work()
         return tx_hash
