@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from talkoo_core.errors import Exhausted
 
@@ -49,3 +50,105 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Disk(Protocol):
+    """One folder of files, as a log needs it. What was written counts as kept once `sync` of the file has returned.
+
+    Names are plain file names. Every method may raise Exhausted (code `disk_full`) and OSError (the disk is broken);
+    after either nothing is known of what was not synced, and whoever needs it must stop.
+    """
+
+    def names(self) -> list[str]:
+        """All files."""
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content, None where there is none."""
+
+    def write_at(self, name: str, offset: int, data: bytes) -> None:
+        """Write all of it; a file that is not there is made."""
+
+    def truncate(self, name: str, size: int) -> None:
+        """Cut a file off, durably."""
+
+    def sync(self, name: str) -> None:
+        """What was written to the file is durable; so is its name after `sync_names`."""
+
+    def replace(self, name: str, content: bytes) -> None:
+        """All of the content or none of it, durably, whatever the file held before."""
+
+    def remove(self, name: str) -> None:
+        """Not durable before `sync_names`; that a removed file comes back must do no harm."""
+
+    def sync_names(self) -> None:
+        """Files made and removed so far stay so."""
+
+    def path(self, name: str) -> str:
+        """For messages."""
+
+    def close(self) -> None:
+        """Let go of open files."""
+
+
+class FolderDisk:
+    """`Disk` over a real folder, which is made. Files stay open until they are removed or replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, int] = {}
+        with full_disk_is_exhausted(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self._folder.iterdir())
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write_at(self, name: str, offset: int, data: bytes) -> None:
+        with full_disk_is_exhausted(self._folder / name):
+            descriptor, view = self._descriptor(name), memoryview(data)
+            while view:
+                written = os.pwrite(descriptor, view, offset)
+                view, offset = view[written:], offset + written
+
+    def truncate(self, name: str, size: int) -> None:
+        with full_disk_is_exhausted(self._folder / name):
+            os.ftruncate(self._descriptor(name), size)
+            os.fsync(self._descriptor(name))
+
+    def sync(self, name: str) -> None:
+        with full_disk_is_exhausted(self._folder / name):
+            os.fdatasync(self._descriptor(name))
+
+    def replace(self, name: str, content: bytes) -> None:
+        self._forget(name)
+        write_atomic(self._folder / name, content, mode=0o600)
+
+    def remove(self, name: str) -> None:
+        self._forget(name)
+        os.unlink(self._folder / name)
+
+    def sync_names(self) -> None:
+        with full_disk_is_exhausted(self._folder):
+            sync_folder(self._folder)
+
+    def path(self, name: str) -> str:
+        return str(self._folder / name)
+
+    def close(self) -> None:
+        for name in list(self._open):
+            self._forget(name)
+
+    def _descriptor(self, name: str) -> int:
+        if name not in self._open:
+            self._open[name] = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT, 0o600)
+        return self._open[name]
+
+    def _forget(self, name: str) -> None:
+        descriptor = self._open.pop(name, None)
+        if descriptor is not None:
+            os.close(descriptor)

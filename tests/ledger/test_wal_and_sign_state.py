@@ -13,10 +13,11 @@ from talkoo_consensus.types import BlockId, Proposal, SignedType, Vote
 from talkoo_consensus.validators import Validator
 from talkoo_consensus.verify import verify_vote
 from talkoo_ledger.sign_state import DoubleSignRefused, Signer
-from talkoo_ledger.wal import WriteAheadLog
+from talkoo_ledger.wal import WriteAheadLog, file_name
 
 from talkoo_core.errors import Corrupt
 from talkoo_core.signing import PrivateKey
+from talkoo_runtime.disk import FolderDisk
 
 KEY = PrivateKey.from_seed(bytes(range(32)))
 BLOCK, OTHER = BlockId(b"a" * 32, 1, b"b" * 32), BlockId(b"c" * 32, 1, b"d" * 32)
@@ -40,36 +41,36 @@ LOGGED = [
 
 
 def written(folder: Path) -> Path:
-    log = WriteAheadLog(folder)
+    log = WriteAheadLog(FolderDisk(folder))
     log.begin(5)
     for event in LOGGED:
         log.append(event)
     log.close()
-    return log.path(5)
+    return folder / file_name(5)
 
 
 def test_inputs_come_back_in_order(tmp_path: Path) -> None:
     written(tmp_path)
-    assert list(WriteAheadLog(tmp_path).replay(5)) == LOGGED
-    assert list(WriteAheadLog(tmp_path).replay(6)) == []
+    assert list(WriteAheadLog(FolderDisk(tmp_path)).replay(5)) == LOGGED
+    assert list(WriteAheadLog(FolderDisk(tmp_path)).replay(6)) == []
 
 
 def test_nothing_reaches_the_file_before_it_is_synced(tmp_path: Path) -> None:
-    log = WriteAheadLog(tmp_path)
+    log = WriteAheadLog(FolderDisk(tmp_path))
     log.begin(5)
     log.append(LOGGED[0])
-    assert log.path(5).read_bytes() == b""
+    assert (tmp_path / file_name(5)).read_bytes() == b""
     log.sync()
-    assert list(WriteAheadLog(tmp_path).replay(5)) == LOGGED[:1]
+    assert list(WriteAheadLog(FolderDisk(tmp_path)).replay(5)) == LOGGED[:1]
     log.close()
 
 
 def test_the_next_height_removes_the_logs_before_it(tmp_path: Path) -> None:
     written(tmp_path)
-    log = WriteAheadLog(tmp_path)
+    log = WriteAheadLog(FolderDisk(tmp_path))
     log.begin(6)
     log.close()
-    assert [p.name for p in tmp_path.iterdir()] == [log.path(6).name]
+    assert [p.name for p in tmp_path.iterdir()] == [file_name(6)]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
@@ -79,13 +80,13 @@ def test_a_torn_tail_is_dropped_and_the_log_goes_on(tmp_path: Path, data: st.Dat
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:cut])
-    log = WriteAheadLog(tmp_path)
+    log = WriteAheadLog(FolderDisk(tmp_path))
     kept = list(log.replay(5))
     assert kept == LOGGED[: len(kept)]
     log.begin(5)
     log.append(LOGGED[0])
     log.close()
-    assert list(WriteAheadLog(tmp_path).replay(5)) == [*kept, LOGGED[0]]
+    assert list(WriteAheadLog(FolderDisk(tmp_path)).replay(5)) == [*kept, LOGGED[0]]
     path.unlink()
 
 
@@ -100,13 +101,13 @@ def test_damage_in_the_middle_refuses_to_start_and_says_where(tmp_path: Path, da
     whole[place] ^= data.draw(st.integers(1, 255))
     path.write_bytes(whole)
     with pytest.raises(Corrupt) as caught:
-        list(WriteAheadLog(tmp_path).replay(5))
+        list(WriteAheadLog(FolderDisk(tmp_path)).replay(5))
     assert f"{path} is damaged at byte 0" in caught.value.message
     path.unlink()
 
 
 def signer(folder: Path) -> Signer:
-    return Signer(KEY, CHAIN, folder / "sign-state")
+    return Signer(KEY, CHAIN, FolderDisk(folder))
 
 
 def test_a_vote_is_signed_so_that_others_accept_it(tmp_path: Path) -> None:
@@ -140,9 +141,9 @@ def test_steps_and_rounds_and_heights_go_forward_only(tmp_path: Path) -> None:
     one.sign_vote(vote(), 1)
     one.sign_vote(vote(type_=SignedType.PRECOMMIT), 2)
     with pytest.raises(DoubleSignRefused):
-        one.sign_vote(vote(), 3)
+        one.sign_vote(vote(block=OTHER), 3)
     with pytest.raises(DoubleSignRefused):
-        one.sign_proposal(Proposal(5, 0, -1, BLOCK, 7))
+        one.sign_proposal(Proposal(5, 0, -1, OTHER, 7))
     one.sign_vote(vote(round_=1, block=OTHER), 4)
     one.sign_vote(vote(height=6), 5)
 

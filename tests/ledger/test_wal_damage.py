@@ -12,9 +12,10 @@ from talkoo_consensus.encoding import block_id_of
 from talkoo_consensus.events import ProposalReceived, Step, TimeoutElapsed, VoteReceived
 from talkoo_consensus.types import EMPTY_COMMIT, Proposal, SignedType, Vote
 from talkoo_consensus.validators import Validator
-from talkoo_ledger.wal import Logged, WriteAheadLog
+from talkoo_ledger.wal import Logged, WriteAheadLog, file_name
 
 from talkoo_core.errors import Exhausted
+from talkoo_runtime.disk import FolderDisk
 from talkoo_sim.ledger_chain import key_of
 
 HEIGHT = 1
@@ -34,7 +35,7 @@ def inputs() -> list[Logged]:
 
 
 def written(folder: Path) -> WriteAheadLog:
-    log = WriteAheadLog(folder)
+    log = WriteAheadLog(FolderDisk(folder))
     log.begin(HEIGHT)
     for event in inputs():
         log.append(event)
@@ -44,26 +45,27 @@ def written(folder: Path) -> WriteAheadLog:
 
 def test_what_was_appended_is_replayed_in_order(tmp_path: Path) -> None:
     assert list(written(tmp_path).replay(HEIGHT)) == inputs()
-    assert list(WriteAheadLog(tmp_path).replay(HEIGHT + 1)) == []
+    assert list(WriteAheadLog(FolderDisk(tmp_path)).replay(HEIGHT + 1)) == []
 
 
 def test_zeros_behind_the_last_record_are_a_torn_tail(tmp_path: Path) -> None:
     """A file that was made longer before its data came to the disk."""
-    path = written(tmp_path).path(HEIGHT)
+    written(tmp_path)
+    path = tmp_path / file_name(HEIGHT)
     with path.open("ab") as file:
         file.write(bytes(4096))
-    assert list(WriteAheadLog(tmp_path).replay(HEIGHT)) == inputs()
+    assert list(WriteAheadLog(FolderDisk(tmp_path)).replay(HEIGHT)) == inputs()
 
 
 def test_a_full_disk_is_said_and_nothing_counts_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = WriteAheadLog(tmp_path)
+    log = WriteAheadLog(FolderDisk(tmp_path))
     log.begin(HEIGHT)
     log.append(inputs()[1])
 
-    def full(_descriptor: int, _data: memoryview) -> int:
+    def full(_descriptor: int, _data: memoryview, _offset: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(Exhausted, match="is full; free some space"):
         log.sync()
     monkeypatch.undo()

@@ -160,6 +160,8 @@ class Node:
         """
         height = self.chain.height
         logged = list(self._wal.replay(height))
+        for event in logged:
+            self._check_sign_state(event)
         self._wal.begin(height)
         self._logged = frozenset(logged)
         self._feed(StartHeight(height, self.chain.validators, self.executor.last_commit()))
@@ -168,6 +170,15 @@ class Node:
                 self._feed(event)
         self._logged = frozenset()
         log.info("at height %d, %d logged inputs replayed", height, len(logged))
+
+    def _check_sign_state(self, event: Event) -> None:
+        """That the sign state knows our own messages of the log. Raises Corrupt."""
+        if isinstance(event, VoteReceived) and event.vote.validator_address == self._address:
+            self._signer.check_covers(event.vote)
+        if isinstance(event, ProposalReceived):
+            proposer = self.chain.validators.proposer_of_round(event.proposal.round)
+            if event.proposal.height == self.chain.height and proposer.address == self._address:
+                self._signer.check_covers(event.proposal)
 
     def _take(self, item: Item) -> None:
         match item:
@@ -200,8 +211,13 @@ class Node:
             self._events.popleft()
 
     def _flush(self) -> None:
-        """Make the log durable, then send."""
-        self._wal.sync()
+        """Make durable what we signed and, in the log, why; then send. What binds nobody needs no waiting for the disk.
+
+        The sign state comes first: whatever the log knows of our signatures, it knows.
+        """
+        if self._signer.unsynced:
+            self._signer.sync()
+            self._wal.sync()
         messages, self._outgoing = self._outgoing, []
         for message in messages:
             self.mesh.send_all(message)
@@ -357,6 +373,7 @@ class Node:
     def _peer_step(self, organization: str, step: service_pb2.RoundStep) -> None:
         """A peer that stands still at our height lacks something: it gets everything of the height again."""
         if self.peers.stands_still(organization, step) and step.height == self.driver.height:
+            self._flush()
             for message in self._height_messages():
                 self.mesh.send(organization, message)
 
@@ -366,6 +383,9 @@ class Node:
         yield from batches(self.mempool.transactions())
 
     def _height_messages(self) -> Iterator[service_pb2.PeerMessage]:
+        """Nothing while something of ours is not durable: that is so after the disk has failed."""
+        if self._signer.unsynced:
+            return
         for event in self.driver.messages():
             if isinstance(event, VoteReceived):
                 yield service_pb2.PeerMessage(vote=encode_vote(event.vote))

@@ -25,6 +25,7 @@ from talkoo_ledger.sign_state import Signer
 from talkoo_ledger.wal import WriteAheadLog
 from talkoo_ledger.wire import state_proof_proto
 from talkoo_runtime.clock import SystemClock
+from talkoo_runtime.disk import FolderDisk
 from talkoo_runtime.grpc_server import make_server, start_server
 from talkoo_runtime.identity import identity_of, require
 from talkoo_runtime.keys import load_key
@@ -232,9 +233,9 @@ def _open_embedded(
     node = Node(
         settings,
         executor,
-        Signer(key, genesis.chain_id, folder / "sign-state"),
+        Signer(key, genesis.chain_id, FolderDisk(folder)),
         key.public.address,
-        WriteAheadLog(folder / "wal"),
+        WriteAheadLog(FolderDisk(folder / "wal")),
         Mempool(executor.application),
         clock,
     )

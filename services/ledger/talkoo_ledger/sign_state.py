@@ -1,17 +1,25 @@
-"""The last thing our validator signed, kept on disk before the signature leaves: never two for one place.
+"""What our validator signed last, on disk before any of it leaves: never two signatures for one place.
 
 As CometBFT's private validator: a place is (height, round, step). The same place and the same content reuse the stored
-signature (a vote that differs only in its time is the stored vote); other content, or a place before the stored one, is
-refused.
+signature (a vote that differs only in its time is the stored vote); other content, or a place that is not later than
+the last one, is refused.
+
+One file of `SLOTS` slots, made at once in its full size, so that writing a slot changes nothing but that slot and one
+fdatasync makes it durable. Slots are filled in order; when all are full, the file is replaced by one that begins with
+the last `KEPT`. A slot: height, round, step, length, the signed message, zeros, CRC-32, and a byte that is not zero.
+A process or machine that stops while it writes leaves a slot with zeros from somewhere on, and only zeros behind it:
+such a torn slot was never synced, so nothing of it has left, and it is written anew. Anything else that does not fit
+its checksum is damage, and the validator does not start.
 """
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import replace
 from enum import IntEnum
-from pathlib import Path
+from typing import Final, TypeAlias
 
-import msgspec
 from talkoo_consensus.encoding import (
     decode_proposal,
     decode_vote,
@@ -24,7 +32,19 @@ from talkoo_consensus.types import Proposal, SignedType, Vote
 
 from talkoo_core.errors import Conflict, Corrupt
 from talkoo_core.signing import PrivateKey
-from talkoo_runtime.disk import write_atomic
+from talkoo_runtime.disk import Disk
+
+FILE: Final = "sign-state"
+SLOT_BYTES: Final = 512
+"""A sector: disks write it whole or not at all. A signed vote takes 190 bytes."""
+SLOTS: Final = 512
+KEPT: Final = 16
+_HEAD = struct.Struct(">QIBH")
+_CHECKSUM = struct.Struct(">I")
+_END: Final = b"\xa5"
+_ROOM: Final = SLOT_BYTES - _HEAD.size - _CHECKSUM.size - len(_END)
+
+Place: TypeAlias = tuple[int, int, int]
 
 
 class SignStep(IntEnum):
@@ -33,38 +53,52 @@ class SignStep(IntEnum):
     PRECOMMIT = 3
 
 
-class _Last(msgspec.Struct, frozen=True):
-    height: int = 0
-    round: int = 0
-    step: int = 0
-    signed: bytes = b""
-
-    @property
-    def place(self) -> tuple[int, int, int]:
-        return self.height, self.round, self.step
-
-
 class DoubleSignRefused(Conflict):
     """Signing this would be, or could look like, signing two things for one place."""
 
 
 class Signer:
-    """Signs for one validator key. Opening it reads the last signature; raises Corrupt when that file is damaged."""
+    """Signs for one validator key. Nothing it signed may leave the node before `sync` has returned.
 
-    def __init__(self, key: PrivateKey, chain_id: str, path: Path) -> None:
+    Opening it reads what was signed; raises Corrupt (code `sign_state_damaged`) when that file is damaged.
+    """
+
+    def __init__(self, key: PrivateKey, chain_id: str, disk: Disk) -> None:
         self._key = key
         self._chain_id = chain_id
-        self._path = path
-        self._last = _read(path)
+        self._disk = disk
+        content = disk.read(FILE)
+        if content is None:
+            content = bytes(SLOTS * SLOT_BYTES)
+            disk.replace(FILE, content)
+        self._slots = _filled(content, disk.path(FILE))
+        self._signed: dict[Place, bytes] = {_place(slot): _message(slot) for slot in self._slots[-KEPT:]}
+        # After a crash of the process alone, what it wrote may not be durable yet, and it is about to be sent again.
+        self._unsynced = bool(self._slots)
+
+    @property
+    def last(self) -> Place:
+        """The last place that was signed; (0, 0, 0): none."""
+        return _place(self._slots[-1]) if self._slots else (0, 0, 0)
+
+    @property
+    def unsynced(self) -> bool:
+        """Whether something was signed that may not leave yet."""
+        return self._unsynced
+
+    def sync(self) -> None:
+        """Make everything signed durable. Raises Exhausted (disk full), OSError."""
+        self._disk.sync(FILE)
+        self._unsynced = False
 
     def sign_vote(self, vote: Vote, now_ns: int) -> Vote:
-        """The signed vote, on disk. Raises DoubleSignRefused, Exhausted (disk full)."""
-        step = SignStep.PREVOTE if vote.type is SignedType.PREVOTE else SignStep.PRECOMMIT
-        place = (vote.height, vote.round, int(step))
-        if place == self._last.place:
-            stored = decode_vote(self._last.signed)
-            if stored.block_id == vote.block_id:
-                return stored
+        """The signed vote. Raises DoubleSignRefused, Exhausted (disk full), OSError."""
+        place = place_of(vote)
+        stored = self._stored(place)
+        if stored is not None:
+            known = decode_vote(stored)
+            if known.block_id == vote.block_id:
+                return known
         self._check(place)
         unsigned = replace(vote, timestamp_ns=now_ns)
         signed = replace(unsigned, signature=self._key.sign(vote_sign_bytes(self._chain_id, unsigned)))
@@ -72,39 +106,110 @@ class Signer:
         return signed
 
     def sign_proposal(self, proposal: Proposal) -> Proposal:
-        """The signed proposal, on disk. Raises DoubleSignRefused, Exhausted (disk full)."""
-        place = (proposal.height, proposal.round, int(SignStep.PROPOSAL))
-        if place == self._last.place:
-            stored = decode_proposal(self._last.signed)
-            if replace(stored, signature=b"") == replace(proposal, signature=b""):
-                return stored
+        """The signed proposal. Raises DoubleSignRefused, Exhausted (disk full), OSError."""
+        place = place_of(proposal)
+        stored = self._stored(place)
+        if stored is not None:
+            known = decode_proposal(stored)
+            if replace(known, signature=b"") == replace(proposal, signature=b""):
+                return known
         self._check(place)
         signed = replace(proposal, signature=self._key.sign(proposal_sign_bytes(self._chain_id, proposal)))
         self._keep(place, encode_proposal(signed))
         return signed
 
-    def _check(self, place: tuple[int, int, int]) -> None:
-        if place <= self._last.place:
+    def check_covers(self, signed: Vote | Proposal) -> None:
+        """That an own message of the log is not later than the sign state: an old copy of it would sign twice.
+
+        Raises Corrupt (code `sign_state_old`).
+        """
+        place = place_of(signed)
+        if place > self.last:
+            raise Corrupt(
+                f"{self._disk.path(FILE)} ends at height {self.last[0]}, round {self.last[1]}, step {self.last[2]}, "
+                f"but this validator has signed for {place[0]}, {place[1]}, {place[2]}: the file is an old copy. With "
+                "it this validator could sign twice: put the right one back, or let the organization rotate its "
+                "consensus key",
+                code="sign_state_old",
+            )
+
+    def _stored(self, place: Place) -> bytes | None:
+        """What was signed for a place, while it is among the last `KEPT`."""
+        return self._signed.get(place)
+
+    def _check(self, place: Place) -> None:
+        if place <= self.last:
+            height, round_, step = self.last
             raise DoubleSignRefused(
                 f"will not sign for height {place[0]}, round {place[1]}, step {place[2]}: already signed for "
-                f"{self._last.height}, {self._last.round}, {self._last.step}",
+                f"{height}, {round_}, {step}",
                 code="double_sign",
             )
 
-    def _keep(self, place: tuple[int, int, int], signed: bytes) -> None:
-        last = _Last(*place, signed)
-        write_atomic(self._path, msgspec.msgpack.encode(last), mode=0o600)
-        self._last = last
+    def _keep(self, place: Place, message: bytes) -> None:
+        slot = _slot(place, message)
+        if len(self._slots) == SLOTS:
+            kept = self._slots[-KEPT:]
+            self._disk.replace(FILE, b"".join(kept).ljust(SLOTS * SLOT_BYTES, b"\x00"))
+            self._slots = kept
+        self._disk.write_at(FILE, len(self._slots) * SLOT_BYTES, slot)
+        self._unsynced = True
+        self._slots.append(slot)
+        self._signed[place] = message
+        while len(self._signed) > KEPT:
+            del self._signed[next(iter(self._signed))]
 
 
-def _read(path: Path) -> _Last:
-    try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=_Last)
-    except FileNotFoundError:
-        return _Last()
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise Corrupt(
-            f"{path} is damaged ({error}); without it this validator could sign twice: restore it from a backup, or "
-            "let the organization rotate its consensus key",
-            code="sign_state_damaged",
-        ) from None
+def place_of(signed: Vote | Proposal) -> Place:
+    """Height, round and step of a message, in the order in which a validator signs."""
+    if isinstance(signed, Proposal):
+        return signed.height, signed.round, int(SignStep.PROPOSAL)
+    step = SignStep.PREVOTE if signed.type is SignedType.PREVOTE else SignStep.PRECOMMIT
+    return signed.height, signed.round, int(step)
+
+
+def _slot(place: Place, message: bytes) -> bytes:
+    assert len(message) <= _ROOM, f"{len(message)} bytes of a signed message"
+    body = (_HEAD.pack(*place, len(message)) + message).ljust(_HEAD.size + _ROOM, b"\x00")
+    return body + _CHECKSUM.pack(zlib.crc32(body)) + _END
+
+
+def _place(slot: bytes) -> Place:
+    height, round_, step, _ = _HEAD.unpack_from(slot)
+    return height, round_, step
+
+
+def _message(slot: bytes) -> bytes:
+    length = _HEAD.unpack_from(slot)[3]
+    return slot[_HEAD.size : _HEAD.size + length]
+
+
+def _is_whole(slot: bytes) -> bool:
+    body, checksum = slot[: _HEAD.size + _ROOM], slot[_HEAD.size + _ROOM :][: _CHECKSUM.size]
+    return any(body) and _CHECKSUM.pack(zlib.crc32(body)) == checksum
+
+
+def _filled(content: bytes, path: str) -> list[bytes]:
+    """The slots in use. Raises Corrupt."""
+    if len(content) != SLOTS * SLOT_BYTES:
+        raise _damaged(path, f"it has {len(content)} bytes instead of {SLOTS * SLOT_BYTES}")
+    slots: list[bytes] = []
+    for offset in range(0, len(content), SLOT_BYTES):
+        slot = content[offset : offset + SLOT_BYTES]
+        if not _is_whole(slot):
+            # Torn, or not used yet: its last byte was never written, nor anything behind it.
+            if any(content[offset + SLOT_BYTES - len(_END) :]):
+                raise _damaged(path, f"the checksum at byte {offset} does not fit")
+            return slots
+        if slots and _place(slot) <= _place(slots[-1]):
+            raise _damaged(path, f"what follows at byte {offset} was signed before what stands ahead of it")
+        slots.append(slot)
+    return slots
+
+
+def _damaged(path: str, why: str) -> Corrupt:
+    return Corrupt(
+        f"{path} is damaged ({why}); without it this validator could sign twice: restore it from a backup, or "
+        "let the organization rotate its consensus key",
+        code="sign_state_damaged",
+    )

@@ -6,11 +6,9 @@ being written when the machine stopped and is dropped, anything wrong before tha
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TypeAlias
 
 from talkoo_consensus.encoding import (
@@ -25,10 +23,11 @@ from talkoo_consensus.encoding import (
 from talkoo_consensus.events import ProposalReceived, Step, TimeoutElapsed, VoteReceived
 
 from talkoo_core.errors import Corrupt, TalkooError
-from talkoo_runtime.disk import full_disk_is_exhausted, sync_folder
+from talkoo_runtime.disk import Disk
 
 Logged: TypeAlias = ProposalReceived | VoteReceived | TimeoutElapsed
 
+SUFFIX = ".wal"
 MAX_RECORD_BYTES = 8 * 1024 * 1024
 _HEAD = struct.Struct(">II")
 _TIMEOUT = struct.Struct(">QIB")
@@ -39,21 +38,30 @@ _VOTE, _PROPOSAL, _TIMED = _KINDS = b"V", b"P", b"T"
 class WriteAheadLog:
     """The log of one height at a time. `append` buffers; `sync` makes everything appended durable with one fsync."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._file: int | None = None
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._name = ""
+        self._end = 0
         self._buffer = bytearray()
-        folder.mkdir(parents=True, exist_ok=True)
+        self._unsynced = False
 
     def begin(self, height: int) -> None:
-        """Start the log of a height; those of earlier heights are removed, their blocks are stored."""
-        self.close()
-        with full_disk_is_exhausted(self._folder):
-            self._file = os.open(self.path(height), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            for old in self._folder.glob("*.wal"):
-                if int(old.stem) < height:
-                    old.unlink()
-            sync_folder(self._folder)
+        """Start the log of a height; those of earlier heights are removed, their blocks are stored.
+
+        What was appended for an earlier height and not synced is dropped with them.
+        """
+        self._buffer.clear()
+        self._name = file_name(height)
+        before = self._disk.read(self._name)
+        self._end = 0 if before is None else len(before)
+        # What a crashed process wrote may not be durable yet; what follows from it is about to be said again.
+        self._unsynced = before is not None
+        if before is None:
+            self._disk.write_at(self._name, 0, b"")
+        for old in self._disk.names():
+            if old.endswith(SUFFIX) and int(old.removesuffix(SUFFIX)) < height:
+                self._disk.remove(old)
+        self._disk.sync_names()
 
     def append(self, event: Logged) -> None:
         payload = _encode(event)
@@ -61,47 +69,45 @@ class WriteAheadLog:
 
     def sync(self) -> None:
         """Write what was appended and fsync. Raises Exhausted when the disk is full, OSError on I/O errors."""
-        if not self._buffer:
+        if not self._buffer and not self._unsynced:
             return
-        assert self._file is not None, "begin comes before sync"
-        with full_disk_is_exhausted(self._folder):
-            view = memoryview(bytes(self._buffer))
-            while view:
-                view = view[os.write(self._file, view) :]
-            os.fdatasync(self._file)
+        assert self._name, "begin comes before sync"
+        self._disk.write_at(self._name, self._end, bytes(self._buffer))
+        self._disk.sync(self._name)
+        self._end += len(self._buffer)
         self._buffer.clear()
+        self._unsynced = False
 
     def close(self) -> None:
-        if self._file is not None:
+        if self._name:
             self.sync()
-            os.close(self._file)
-            self._file = None
-
-    def path(self, height: int) -> Path:
-        return self._folder / f"{height:016d}.wal"
+        self._disk.close()
 
     def replay(self, height: int) -> Iterator[Logged]:
         """The logged inputs of a height; none where there is no log. Raises Corrupt with file and offset.
 
         A torn last record is cut off, so that what is appended later is readable.
         """
-        path = self.path(height)
-        if not path.exists():
+        name = file_name(height)
+        data = self._disk.read(name)
+        if data is None:
             return
-        data = path.read_bytes()
-        offset = 0
+        path, offset = self._disk.path(name), 0
         while offset < len(data):
             payload = _record(data, offset, path)
             if payload is None:
-                with path.open("r+b") as file:
-                    file.truncate(offset)
-                    os.fsync(file.fileno())
+                self._disk.truncate(name, offset)
                 return
             yield _decoded(payload, offset, path)
             offset += _HEAD.size + len(payload)
 
 
-def _record(data: bytes, offset: int, path: Path) -> bytes | None:
+def file_name(height: int) -> str:
+    """Of the log of a height."""
+    return f"{height:016d}{SUFFIX}"
+
+
+def _record(data: bytes, offset: int, path: str) -> bytes | None:
     """The payload at an offset, or None for a torn tail."""
     if len(data) - offset < _HEAD.size:
         return None
@@ -137,7 +143,7 @@ def _encode(event: Logged) -> bytes:
             return _TIMED + _TIMEOUT.pack(height, round_, step)
 
 
-def _decoded(payload: bytes, offset: int, path: Path) -> Logged:
+def _decoded(payload: bytes, offset: int, path: str) -> Logged:
     kind, body = payload[:1], payload[1:]
     try:
         if kind == _VOTE:
@@ -158,7 +164,7 @@ def _decoded(payload: bytes, offset: int, path: Path) -> Logged:
     raise _damaged(path, offset, f"no record begins with {kind!r}")
 
 
-def _damaged(path: Path, offset: int, why: str) -> Corrupt:
+def _damaged(path: str, offset: int, why: str) -> Corrupt:
     return Corrupt(
         f"the write-ahead log {path} is damaged at byte {offset} ({why}); the node does not start, because it could "
         "sign twice: restore the file from a backup, or remove it once this validator's key has been rotated",
