@@ -91,13 +91,13 @@ class FaultyDisk:
             # Not waited for: the thread strikes while the call is under way, or soon behind it.
             delay_s = STEPS_OF_DURING_S * (self.plan.at % 16)
             threading.Thread(target=_kill_self, args=(delay_s,), daemon=True).start()
-            call()
-            signal.pause()
-        if self.plan.how == "during":
-            torn()
-        elif self.plan.how == "after":
-            call()
-        _kill_self(0.0)
+        try:
+            if self.plan.how == "during":
+                torn()
+            elif self.plan.how == "after":
+                call()
+        finally:  # what the call raises reaches nobody
+            _kill_self(STEPS_OF_DURING_S * 16 if self.plan.how == "during" and name not in WRITES else 0.0)
 
     def _error(self, name: str) -> Exception:
         number = getattr(errno, self.plan.how)
