@@ -194,6 +194,10 @@ class Application:
             for key in module.keys:
                 yield name, key, module.values[key]
 
+    def frozen(self) -> dict[str, dict[str, bytes]]:
+        """A copy of all committed entries by module, quick enough to be made between two blocks."""
+        return {name: dict(module.values) for name, module in self._modules.items()}
+
     # --- before a decision ---
 
     def check_tx(self, data: bytes, admit: Callable[[str], None] | None = None) -> CheckResult:
@@ -425,6 +429,16 @@ def _after(tx: Transaction, account: Account) -> Account:
     check_nonce(tx, account.nonce)
     check_fee(tx, account)
     return replace(account, balance_utlk=account.balance_utlk - tx.fee_utlk, nonce=account.nonce + 1)
+
+
+def root_of(entries: Iterable[tuple[str, str, bytes]]) -> bytes:
+    """The app hash of a state of these entries, whatever they hold. Raises Corrupt for an unknown module."""
+    values: dict[str, dict[str, bytes | None]] = {module: {} for module in State.MODULES}
+    for module, key, value in entries:
+        if module not in values:
+            raise Corrupt(f"a state has no module {module[:64]!r}", code="state_mismatch")
+        values[module][key] = value
+    return _root({module: tree.update(None, each) for module, each in values.items()})
 
 
 def _root(trees: dict[str, tree.Tree]) -> bytes:

@@ -15,6 +15,7 @@ from talkoo_ledger.executor import Executor
 from talkoo_ledger.intake import MAX_MESSAGE_BYTES, Faults, Pace, PeerTrouble, Room
 from talkoo_ledger.peers import Mesh
 from talkoo_ledger.settings import LedgerSettings
+from talkoo_ledger.snapshots import SnapshotStore
 from talkoo_ledger.sync import Head
 from talkoo_runtime.clock import Clock
 
@@ -53,13 +54,14 @@ class Conversation:
         clock: Clock,
         put: Callable[[FromPeer], None],
         opening: Callable[[], Iterable[service_pb2.PeerMessage]],
+        snapshots: SnapshotStore,
     ) -> None:
         self.mesh = Mesh(settings, self, clock)
         self.faults = Faults(clock)
         self._executor = executor
         self._put = put
         self._opening = opening
-        self._answers = Answers(executor, self.mesh)
+        self._answers = Answers(executor, self.mesh, snapshots)
         self._peers: dict[str, _Peer] = {}
         self._members: frozenset[str] = frozenset()
         self._by_address: dict[bytes, str] = {}

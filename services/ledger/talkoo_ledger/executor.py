@@ -37,7 +37,7 @@ class Executor:
         least = genesis.params["unbonding_blocks"] + 1
         if 0 < retain_blocks < least:
             raise InvalidInput(
-                f"retain_blocks is {retain_blocks}; this chain looks back {least} blocks: set that or more, or 0 for all",
+                f"retain_blocks is {retain_blocks}; this chain looks back {least} blocks: set that or more, or 0",
                 code="bad_setting",
             )
         self._retain_blocks = retain_blocks
@@ -103,6 +103,13 @@ class Executor:
         self._tell_followers()
         self._trace(stored.events, began)
         return [hashlib.sha256(data).digest() for data in block.data.txs]
+
+    def adopt(self, entries: Sequence[tuple[str, str, bytes]], chain: ChainState, commit: Commit) -> None:
+        """Go on behind a verified snapshot. Raises Corrupt where the entries are not what the chain's root says."""
+        self.application.load(entries, chain.last_height, chain.app_hash)
+        self.store.replace_state(entries, chain, encode_commit(commit))
+        self.chain = chain
+        self._tell_followers()
 
     def _stored(
         self, request: FinalizeRequest, response: FinalizeResponse, block: bytes, commit: bytes, round_: int

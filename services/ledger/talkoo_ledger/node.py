@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeAlias
 
 from talkoo_api.ledger.v1 import service_pb2
@@ -52,11 +53,15 @@ from talkoo_core.errors import Corrupt, Internal, InvalidInput, TalkooError
 from talkoo_ledger.conversation import Conversation, FromPeer
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.gossip import Gossip, batches
+from talkoo_ledger.header_trust import HeaderTrust, trusted_header
 from talkoo_ledger.intake import Intake, PeerTrouble
 from talkoo_ledger.mempool import Mempool
 from talkoo_ledger.settings import LedgerSettings
 from talkoo_ledger.sign_state import DoubleSignRefused, Signer
-from talkoo_ledger.sync import BlockSync, Decided, Head
+from talkoo_ledger.snapshot_sync import SnapshotSync
+from talkoo_ledger.snapshots import Entry
+from talkoo_ledger.snapshotting import SnapshotKeeper
+from talkoo_ledger.sync import BlockSync, Decided, Head, Rests
 from talkoo_ledger.wal import WriteAheadLog
 from talkoo_runtime.clock import Clock
 
@@ -64,6 +69,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 256
 TICK_S = 0.25
+TICK_PEERS = 8
+"""With more peers than this the ticks are rarer."""
 PROPOSE_TIMEOUT_MS = 3_000
 PROPOSE_SPARE_MS = 2_000
 """The others wait at least so long beyond the pause of an idle proposer before they give it up."""
@@ -80,12 +87,22 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopted:
+    """The verified state of a later height, to begin behind it."""
+
+    entries: Sequence[Entry]
+    chain: ChainState
+    commit: Commit
+    done: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
 class BuildNow:
     height: int
     round: int
 
 
-Item: TypeAlias = FromPeer | Fetched | BuildNow | TimeoutElapsed
+Item: TypeAlias = FromPeer | Fetched | Adopted | BuildNow | TimeoutElapsed
 
 
 class Node:
@@ -103,9 +120,14 @@ class Node:
     ) -> None:
         self.executor = executor
         self.mempool = mempool
-        self.peers = Conversation(settings, executor, clock, self._put, self._opening)
+        self.snapshots = SnapshotKeeper(
+            Path(settings.state_dir), executor.application, settings.snapshot_interval_blocks
+        )
+        self.peers = Conversation(settings, executor, clock, self._put, self._opening, self.snapshots.store)
         self.mesh = self.peers.mesh
-        self.sync = BlockSync(self)
+        rests = Rests()
+        trust = HeaderTrust(self, rests, *trusted_header(settings))
+        self.sync = BlockSync(self, rests, SnapshotSync(self, trust, rests).restore, settings.snapshot_sync_blocks)
         propose_ms = max(PROPOSE_TIMEOUT_MS, settings.empty_block_interval_ms + PROPOSE_SPARE_MS)
         self.driver = Driver(address, Timeouts(propose_ms=propose_ms, commit_ms=settings.commit_timeout_ms))
         self._settings = settings
@@ -189,6 +211,8 @@ class Node:
                 self._from_peer(organization, message)
             case Fetched():
                 self._take_fetched(item)
+            case Adopted():
+                self._take_adopted(item)
             case BuildNow(height, round_):
                 if self._building is not None and (self._building.height, self._building.round) == (height, round_):
                     self._build_timer_ms = 0
@@ -321,6 +345,7 @@ class Node:
         final = self.executor.execute(round_, block_id, block, commit)
         self.mempool.after_block(final)
         self.peers.members_may_have_changed()
+        self.snapshots.after_block(block.header.height)
 
     def _start_height(self, commit: Commit) -> None:
         for timer in self._timers:
@@ -403,10 +428,12 @@ class Node:
         return service_pb2.PeerMessage(step=step)
 
     async def tick(self) -> None:
-        """Tell the peers where we stand. Forever."""
+        """Tell the peers where we stand, when no new height has told them. Forever."""
         while True:
-            await asyncio.sleep(TICK_S)
-            self.mesh.send_all(self._round_step())
+            height = self.driver.height
+            await asyncio.sleep(TICK_S * max(1.0, len(self.mesh.streams) / TICK_PEERS))
+            if self.driver.height == height:
+                self.mesh.send_all(self._round_step())
 
     # -- catching up -------------------------------------------------------------------------------------------------
 
@@ -424,6 +451,19 @@ class Node:
         applied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._put(Fetched(decided, applied))
         await applied
+
+    async def adopt(self, entries: Sequence[Entry], chain: ChainState, commit: Commit) -> None:
+        """Have the loop go on behind a snapshot that was verified."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._put(Adopted(entries, chain, commit, done))
+        await done
+
+    def _take_adopted(self, adopted: Adopted) -> None:
+        if adopted.chain.last_height > self.chain.last_height:
+            self.executor.adopt(adopted.entries, adopted.chain, adopted.commit)
+            self.peers.members_may_have_changed()
+            self._start_height(adopted.commit)
+        adopted.done.set_result(None)
 
     def _take_fetched(self, fetched: Fetched) -> None:
         try:

@@ -13,6 +13,7 @@ import msgspec
 from talkoo_api.ledger.v1 import service_pb2
 from talkoo_consensus.chain import ChainState
 from talkoo_consensus.encoding import decode_block
+from talkoo_consensus.validators import ValidatorSet
 
 from talkoo_core.errors import Corrupt, Exhausted, Internal, NotFound
 from talkoo_ledger.application import Change
@@ -26,8 +27,10 @@ CREATE TABLE IF NOT EXISTS blocks (height INTEGER PRIMARY KEY, block BLOB NOT NU
 CREATE TABLE IF NOT EXISTS entries (module TEXT, key TEXT, value BLOB NOT NULL, PRIMARY KEY (module, key))
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS txs (hash BLOB PRIMARY KEY, height INTEGER NOT NULL, place INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS validators (height INTEGER PRIMARY KEY, validators BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
+_FORGET = ("DELETE FROM entries", "DELETE FROM blocks", "DELETE FROM txs", "DELETE FROM validators")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class BlockStore:
         self._database.close()
 
     def save(self, stored: StoredBlock, changes: Iterable[Change], chain: ChainState, keep_from: int = 0) -> None:
-        """One durable transaction: block, results, index, state, chain; blocks below `keep_from` go, a few each time."""
+        """One durable transaction: block, results, index, state, chain; blocks below `keep_from` go, a few at once."""
         with _errors(self._path):
             cursor = self._database.cursor()
             cursor.execute("BEGIN IMMEDIATE")
@@ -85,6 +88,10 @@ class BlockStore:
             "INSERT OR IGNORE INTO txs VALUES (?, ?, ?)",
             [(result.hash, stored.height, place) for place, result in enumerate(stored.results)],
         )
+        cursor.execute(
+            "INSERT OR REPLACE INTO validators VALUES (?, ?)",
+            (stored.height, msgspec.msgpack.encode(chain.last_validators)),
+        )
         self._put_entries(cursor, changes)
         cursor.execute("INSERT OR REPLACE INTO meta VALUES ('chain', ?)", (msgspec.msgpack.encode(chain),))
 
@@ -97,6 +104,7 @@ class BlockStore:
             hashes = [hashlib.sha256(tx).digest() for tx in decode_block(block).data.txs]
             cursor.executemany("DELETE FROM txs WHERE hash = ? AND height = ?", [(each, height) for each in hashes])
             cursor.execute("DELETE FROM blocks WHERE height = ?", (height,))
+            cursor.execute("DELETE FROM validators WHERE height = ?", (height,))
 
     def _put_entries(self, cursor: sqlite3.Cursor, changes: Iterable[Change]) -> None:
         puts, removals = [], []
@@ -117,13 +125,19 @@ class BlockStore:
             cursor.execute("INSERT INTO meta VALUES ('chain', ?)", (msgspec.msgpack.encode(chain),))
             cursor.execute("COMMIT")
 
-    def replace_state(self, entries: Iterable[Change], chain: ChainState) -> None:
-        """Put the state of a later height, from a snapshot, in the place of what is here."""
+    def replace_state(self, entries: Iterable[Change], chain: ChainState, commit: bytes = b"") -> None:
+        """Put the state of a later height, from a snapshot, in the place of what is here; earlier blocks go.
+
+        `commit`: of that height, without its block.
+        """
         with _errors(self._path):
             cursor = self._database.cursor()
             cursor.execute("BEGIN IMMEDIATE")
             try:
-                cursor.execute("DELETE FROM entries")
+                for forget in _FORGET:
+                    cursor.execute(forget)
+                restored = msgspec.msgpack.encode((chain.last_height, commit))
+                cursor.execute("INSERT OR REPLACE INTO meta VALUES ('restored', ?)", (restored,))
                 self._put_entries(cursor, entries)
                 cursor.execute("INSERT OR REPLACE INTO meta VALUES ('chain', ?)", (msgspec.msgpack.encode(chain),))
             except BaseException:
@@ -175,8 +189,18 @@ class BlockStore:
         return None if row is None else service_pb2.BlockEvents.FromString(row[0])
 
     def commit(self, height: int) -> bytes | None:
+        """None for a height that is not here."""
         row = self._one("SELECT commit_bytes FROM blocks WHERE height = ?", height)
-        return None if row is None else bytes(row[0])
+        if row is not None:
+            return bytes(row[0])
+        restored = self._one("SELECT value FROM meta WHERE name = 'restored'")
+        at, commit = (0, b"") if restored is None else msgspec.msgpack.decode(restored[0], type=tuple[int, bytes])
+        return commit if commit and at == height else None
+
+    def validators(self, height: int) -> ValidatorSet | None:
+        """Those that decided `height`, with the priorities they had; None where the height is not here."""
+        row = self._one("SELECT validators FROM validators WHERE height = ?", height)
+        return None if row is None else msgspec.msgpack.decode(row[0], type=ValidatorSet)
 
     def tx_result(self, tx_hash: bytes) -> service_pb2.TxResult | None:
         """The result of a final transaction, None while it is not known."""

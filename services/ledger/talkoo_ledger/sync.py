@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from talkoo_api.ledger.v1 import service_pb2
+from talkoo_consensus.chain import ChainState
 from talkoo_consensus.encoding import decode_block, decode_commit
 from talkoo_consensus.types import Block, Commit
 
@@ -38,6 +39,8 @@ REST_S = 5.0
 """So long a peer without a good answer is not asked again; doubled each time."""
 REST_LIAR_S = 60.0
 REST_MAX_S = 3_600.0
+RESTORE_AGAIN_S = 5.0
+"""After an attempt to begin with a snapshot."""
 
 
 class Lie(InvalidInput):
@@ -69,6 +72,9 @@ class Follows(Protocol):
 
     mesh: Mesh
 
+    @property
+    def chain(self) -> ChainState: ...
+
     def next_height(self) -> int:
         """The height that is to be applied next."""
 
@@ -98,13 +104,50 @@ class _Rest:
     times: int = 0
 
 
+class Rests:
+    """Peers that are not asked for a while, longer each time until one of their answers is good."""
+
+    def __init__(self) -> None:
+        self._rests: dict[str, _Rest] = {}
+
+    def may_be_asked(self, organization: str) -> bool:
+        rest = self._rests.get(organization)
+        return rest is None or rest.until_s <= asyncio.get_running_loop().time()
+
+    def times(self, organization: str) -> int:
+        """How often in a row it had to rest."""
+        rest = self._rests.get(organization)
+        return 0 if rest is None else rest.times
+
+    def rest(self, organization: str, first_s: float = REST_S) -> None:
+        rest = self._rests.setdefault(organization, _Rest())
+        pause_s = min(first_s * 2 ** min(rest.times, 16), REST_MAX_S)
+        rest.until_s, rest.times = asyncio.get_running_loop().time() + pause_s, rest.times + 1
+
+    def liar(self, organization: str) -> None:
+        self.rest(organization, REST_LIAR_S)
+
+    def good(self, organization: str) -> None:
+        self._rests.pop(organization, None)
+
+    def keep_only(self, members: Collection[str]) -> None:
+        for name in [name for name in self._rests if name not in members]:
+            del self._rests[name]
+
+
 class BlockSync:
     """`active` while blocks are being fetched."""
 
-    def __init__(self, node: Follows) -> None:
+    def __init__(
+        self, node: Follows, rests: Rests, restore: Callable[[], Awaitable[bool]], restore_blocks: int
+    ) -> None:
+        """`restore`: begin with a snapshot; a new node does so that is `restore_blocks` behind (0: never for that)."""
         self.active = False
         self._node = node
-        self._rests: dict[str, _Rest] = {}
+        self._rests = rests
+        self._restore = restore
+        self._restore_blocks = restore_blocks
+        self._restored_s = -RESTORE_AGAIN_S
         self._height_before = 0
 
     async def run(self) -> None:
@@ -115,7 +158,22 @@ class BlockSync:
             stood_still, self._height_before = height == self._height_before, height
             behind = max((head.decided + 1 - height for head in self._node.heads().values()), default=0)
             if behind >= FAR_BEHIND or (behind > 0 and stood_still):
+                await self._restore_if_better(height, behind)
                 await self.catch_up()
+
+    async def _restore_if_better(self, height: int, behind: int) -> None:
+        """With a snapshot, when nobody has kept the next block, or a new node has too many before it."""
+        heads = self._node.heads().values()
+        lost = not any(head.holds(height) for head in heads) and any(head.base > height for head in heads)
+        new = height == 1 and 0 < self._restore_blocks <= behind
+        now = asyncio.get_running_loop().time()
+        if not (lost or new) or now - self._restored_s < RESTORE_AGAIN_S:
+            return
+        self.active = True
+        try:
+            await self._restore()
+        finally:
+            self.active, self._restored_s = False, asyncio.get_running_loop().time()
 
     async def catch_up(self) -> None:
         """Until nobody who may be asked has a block that we lack."""
@@ -152,19 +210,18 @@ class BlockSync:
 
     def _ask(self, windows: list[_Window], first: int, last: int) -> _Window | None:
         """Of the peers that say they hold `first`, the least busy one."""
-        now = asyncio.get_running_loop().time()
         busy = Counter(window.organization for window in windows)
         able = {
             name: head
             for name, head in self._node.heads().items()
             if head.holds(first)
             and busy[name] < WINDOWS_OF_ONE
-            and self._rests.get(name, _Rest()).until_s <= now
+            and self._rests.may_be_asked(name)
             and name in self._node.mesh.streams
         }
         if not able:
             return None
-        name = min(able, key=lambda n: (busy[n], self._rests.get(n, _Rest()).times, (first + len(n)) % len(able), n))
+        name = min(able, key=lambda n: (busy[n], self._rests.times(n), n))
         last = min(last, able[name].decided)
         return _Window(name, first, last, asyncio.create_task(self._fetch(name, first, last)))
 
@@ -193,21 +250,16 @@ class BlockSync:
         except InvalidInput as error:
             self._node.blame(name, f"sent wrong blocks {window.first}-{window.last}: {error}")
             self._node.mesh.book.distrust(name)
-            self._rest(name, REST_LIAR_S)
+            self._rests.liar(name)
             return False
         except TalkooError as error:
             if error.code in ("diverged", "disk_full"):
                 raise
             log.info("blocks %d-%d are asked of another peer: %s", window.first, window.last, error)
-            self._rest(name, REST_S)
+            self._rests.rest(name)
             return False
-        self._rests.pop(name, None)
+        self._rests.good(name)
         return True
-
-    def _rest(self, organization: str, first_s: float) -> None:
-        rest = self._rests.setdefault(organization, _Rest())
-        pause_s = min(first_s * 2 ** min(rest.times, 16), REST_MAX_S)
-        rest.until_s, rest.times = asyncio.get_running_loop().time() + pause_s, rest.times + 1
 
 
 def _decoded(organization: str, raws: Sequence[service_pb2.RawBlock], first: int, last: int) -> list[Decided]:
