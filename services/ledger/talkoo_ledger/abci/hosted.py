@@ -17,7 +17,7 @@ from talkoo_consensus.types import NIL_BLOCK_ID, BlockId, TxResult
 from talkoo_consensus.validators import Validator, ValidatorSet
 
 from talkoo_core.errors import Corrupt
-from talkoo_ledger.application import Application, FinalizeRequest, FinalizeResponse
+from talkoo_ledger.application import FinalizeRequest, FinalizeResponse
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.snapshots import Entry
 
@@ -72,17 +72,25 @@ class HostedLedger(Executor):
             last_results_hash=results_hash([TxResult(code=result.code) for result in response.tx_results]),
         )
         stored = self._stored(request, response, b"", b"", 0)
-        self.store.save(stored, changes, chain)
+        self.store.save(stored, changes, chain, self.keep_from(request.height))
         self.chain = chain
         self._tell_followers()
         self._trace(stored.events, finalized.began_ns)
         return [hashlib.sha256(data).digest() for data in request.txs]
 
+    def keep_from(self, height: int) -> int:
+        """The lowest block that is kept when `height` is the last one; 0: all."""
+        return max(height - self._retain_blocks + 1, 0) if self._retain_blocks else 0
+
     def restore(self, entries: Iterable[Entry], height: int, app_hash: bytes) -> None:
         """Begin from a snapshot instead of genesis. Raises Corrupt (`state_mismatch`): nothing has changed then."""
         assert self.chain.last_height == 0, f"a ledger at block {self.chain.last_height} takes no snapshot"
-        taken, restored = list(entries), Application()
-        restored.load(taken, height, app_hash)
+        taken, genesis = list(entries), list(self.application.snapshot())
+        try:
+            self.application.load(taken, height, app_hash)
+        except Corrupt:
+            self.application.load(genesis, 0, self.chain.app_hash)
+            raise
         chain = replace(
             self.chain,
             last_height=height,
@@ -93,6 +101,6 @@ class HostedLedger(Executor):
             app_hash=app_hash,
         )
         self.store.replace_state(taken, chain)
-        self.application, self.chain = restored, chain
+        self.chain = chain
         self._tell_followers()
         log.info("the state of block %d was restored from a snapshot of %d entries", height, len(taken))
