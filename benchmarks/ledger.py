@@ -40,6 +40,7 @@ from talkoo_core.ids import address_of_key
 from talkoo_core.signing import PrivateKey
 from talkoo_runtime.grpc_client import error_from_rpc
 from talkoo_runtime.transactions import sign_transaction, transaction_hash
+from talkoo_sim.comet_processes import CometLedgers
 from talkoo_sim.ledger_chain import key_of
 from talkoo_sim.ledger_processes import Ledgers
 
@@ -47,6 +48,7 @@ CHAIN_ID = "bench-1"
 WARM_UP_S = 5.0
 DRAIN_S = 60.0
 SEND_S = 60.0
+REMIND_S = 10.0
 START_S = 120.0
 TICK_S = 0.01
 MOST_AT_ONCE = 250
@@ -172,6 +174,16 @@ class Load:
         self.tally.sent_again += len(again)
         queue.extendleft(reversed(again))
 
+    async def remind(self) -> None:
+        """As a client that waits: send again what should be final long since, for it may have had to make room."""
+        while True:
+            await asyncio.sleep(REMIND_S)
+            overdue = time.monotonic() - REMIND_S
+            late = {each.sender.address: each.sender for each in self._waiting.values() if each.due < overdue}
+            for sender in late.values():
+                self.tally.sent_again += len(sender.waiting)
+                self._queues[sender.node].extend(sender.waiting.values())
+
     async def follow(self) -> None:
         """Read blocks as they are decided, forever."""
         stub = self._stubs[0]
@@ -287,8 +299,8 @@ async def until_all_decide(ledgers: Ledgers, live: Sequence[str]) -> None:
 async def measure(options: argparse.Namespace, engine: str, folder: Path) -> dict[str, Any]:
     senders = make_senders(options.accounts, options.validators - options.dead)
     genesis = make_genesis(options.validators, senders)
-    settings: dict[str, object] = {"empty_block_interval_ms": 1_000, "engine": engine}
-    ledgers = Ledgers(folder, genesis, settings if engine != "embedded" else {"empty_block_interval_ms": 1_000})
+    kit = CometLedgers if engine == "cometbft" else Ledgers
+    ledgers = kit(folder, genesis, {"empty_block_interval_ms": 1_000})
     live = ledgers.names[: options.validators - options.dead]
     try:
         ledgers.start(*live)
@@ -296,7 +308,7 @@ async def measure(options: argparse.Namespace, engine: str, folder: Path) -> dic
         load = Load(ledgers, live, senders, options.seed)
         transfers = list(scheduled(load, options))
         background = [asyncio.create_task(load.send(node)) for node in range(len(live))]
-        background.append(asyncio.create_task(load.follow()))
+        background += [asyncio.create_task(load.follow()), asyncio.create_task(load.remind())]
         result = await run(load, options, transfers, ledgers, live)
         for task in background:
             if task.done():
