@@ -252,7 +252,7 @@ def test_a_double_vote_is_evidence_once_and_counts_for_both_values(table: Table)
     table.receive(table.proposal(block))
     cheat = table.others[0]
     table.prevotes([cheat], None)
-    evidence = _only(table.prevotes([cheat], value), ReportEvidence).evidence
+    evidence = _only(table.prevotes([cheat], value), ReportEvidence).votes
     assert {evidence.first.block_id, evidence.second.block_id} == {value, NIL_BLOCK_ID}
     assert _none(table.prevotes([cheat], value), ReportEvidence)
     assert votes_of(table.prevotes([table.others[1], table.us], value)) == [(PRECOMMIT, value)]

@@ -130,7 +130,7 @@ def test_blocks_have_cometbfts_bytes_hashes_and_ids() -> None:
         assert encoding.header_hash(block.header).hex() == entry["hash"]
         assert encoding.commit_hash(block.last_commit).hex() == entry["commit_hash"] == entry["last_commit_hash"]
         assert encoding.data_hash(block.data.txs).hex() == entry["data_hash"]
-        assert encoding.EMPTY_EVIDENCE_HASH.hex() == entry["evidence_hash"]
+        assert encoding.evidence_hash(()).hex() == entry["evidence_hash"]
         assert encoding.block_id_of(block) == _id(entry["id"])
 
 

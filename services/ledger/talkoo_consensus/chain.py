@@ -7,14 +7,15 @@ time is its proposer's clock; others prevote for it only when it is timely by th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from talkoo_consensus.encoding import (
-    EMPTY_EVIDENCE_HASH,
     commit_hash,
     consensus_params_hash,
     data_hash,
+    evidence_hash,
     results_hash,
     validators_hash,
 )
@@ -28,6 +29,7 @@ from talkoo_consensus.types import (
     BlockId,
     Commit,
     Data,
+    DuplicateVoteEvidence,
     Header,
     TxResult,
 )
@@ -97,8 +99,23 @@ def genesis_state(chain_id: str, time_ns: int, validators: Sequence[Validator], 
     )
 
 
+EvidenceCheck: TypeAlias = Callable[[ChainState, Sequence[DuplicateVoteEvidence]], None]
+"""`EvidencePool.check`: raises InvalidInput (`bad_evidence`) where a block that follows the state may not hold this."""
+
+
+def no_evidence(_: ChainState, evidence: Sequence[DuplicateVoteEvidence]) -> None:
+    """Of whoever knows no earlier height. Raises InvalidInput (`bad_evidence`) on any."""
+    if evidence:
+        raise InvalidInput("nothing is known here of the heights this evidence is about", code="bad_evidence")
+
+
 def make_block(
-    state: ChainState, txs: Sequence[bytes], last_commit: Commit, time_ns: int, proposer_address: bytes
+    state: ChainState,
+    txs: Sequence[bytes],
+    last_commit: Commit,
+    time_ns: int,
+    proposer_address: bytes,
+    evidence: Sequence[DuplicateVoteEvidence] = (),
 ) -> Block:
     """The next block. A clock that stands before the last block's time is moved just past it."""
     header = Header(
@@ -115,14 +132,15 @@ def make_block(
         consensus_hash=state.consensus_hash,
         app_hash=state.app_hash,
         last_results_hash=state.last_results_hash,
-        evidence_hash=EMPTY_EVIDENCE_HASH,
+        evidence_hash=evidence_hash(evidence),
         proposer_address=proposer_address,
     )
-    return Block(header, Data(tuple(txs)), last_commit)
+    return Block(header, Data(tuple(txs)), last_commit, tuple(evidence))
 
 
-def check_block(state: ChainState, block: Block) -> None:
-    """That the block may follow this state. Raises InvalidInput: `bad_block` naming the field, or `bad_commit`.
+def check_block(state: ChainState, block: Block, check_evidence: EvidenceCheck = no_evidence) -> None:
+    """That the block may follow this state. Raises InvalidInput: `bad_block` naming the field, `bad_commit` or
+    `bad_evidence`.
 
     The transactions themselves are the application's to judge.
     """
@@ -131,7 +149,9 @@ def check_block(state: ChainState, block: Block) -> None:
         raise InvalidInput("the block's proposer is not a validator of its height", code="bad_block")
     if header.time_ns <= state.last_time_ns:
         raise InvalidInput("the block's time is not after the block before it", code="bad_block")
-    expected = make_block(state, block.data.txs, block.last_commit, header.time_ns, header.proposer_address).header
+    expected = make_block(
+        state, block.data.txs, block.last_commit, header.time_ns, header.proposer_address, block.evidence
+    ).header
     for name in Header.__slots__:
         if getattr(header, name) != getattr(expected, name):
             raise InvalidInput(f"the block's {name} is not what this chain's state demands", code="bad_block")
@@ -139,6 +159,7 @@ def check_block(state: ChainState, block: Block) -> None:
         verify_commit(state.chain_id, state.last_validators, state.last_block_id, state.last_height, block.last_commit)
     elif block.last_commit != EMPTY_COMMIT:
         raise InvalidInput("the first block can have no commit before it", code="bad_block")
+    check_evidence(state, block.evidence)
 
 
 def advance(

@@ -244,9 +244,9 @@ class Driver:
         if vote.height == self.height + 1:
             self._hold_vote(event)
             return
-        changed, evidence = self._votes.add(vote, self.round, vote.block_id in self._blocks)
-        if evidence is not None:
-            self._commands.append(ReportEvidence(evidence))
+        changed, conflict = self._votes.add(vote, self.round, vote.block_id in self._blocks)
+        if conflict is not None:
+            self._commands.append(ReportEvidence(conflict))
         if changed and self._state.decision is not None:
             _, round_ = self._state.decision
             if self._votes.all_voted(round_, SignedType.PRECOMMIT):

@@ -15,6 +15,7 @@ from talkoo_consensus.types import (
     GO_ZERO_TIME_NS,
     MAX_BLOCK_BYTES,
     MAX_CHAIN_ID_LENGTH,
+    MAX_EVIDENCE_PER_BLOCK,
     MAX_EXTENSION_BYTES,
     Block,
     BlockId,
@@ -22,6 +23,7 @@ from talkoo_consensus.types import (
     Commit,
     CommitSig,
     Data,
+    DuplicateVoteEvidence,
     Header,
     Proposal,
     SignedType,
@@ -182,6 +184,11 @@ def data_hash(txs: Sequence[bytes]) -> bytes:
     return merkle.hash_from_byte_slices([hashlib.sha256(tx).digest() for tx in txs])
 
 
+def evidence_hash(evidence: Sequence[DuplicateVoteEvidence]) -> bytes:
+    """CometBFT's EvidenceList.Hash: the root over each piece's bytes, EMPTY_EVIDENCE_HASH for none."""
+    return merkle.hash_from_byte_slices([encode_evidence(piece) for piece in evidence])
+
+
 def consensus_params_hash(max_bytes: int, max_gas: int) -> bytes:
     """SHA-256 of HashedParams; `max_gas` -1 is no limit."""
     return hashlib.sha256(int_field(1, max_bytes) + int_field(2, max_gas)).digest()
@@ -339,6 +346,51 @@ def decode_commit(data: bytes) -> Commit:
     return _canonical(data, "commit", _read_commit, encode_commit)
 
 
+def block_id_key(block_id: BlockId) -> bytes:
+    """What orders the two votes of a piece of evidence; that of nil is empty."""
+    parts = int_field(1, block_id.part_set_total) + bytes_field(2, block_id.part_set_hash)
+    return block_id.hash + parts
+
+
+def encode_evidence(evidence: DuplicateVoteEvidence) -> bytes:
+    return (
+        message_field(1, encode_vote(evidence.vote_a))
+        + message_field(2, encode_vote(evidence.vote_b))
+        + int_field(3, evidence.total_voting_power)
+        + int_field(4, evidence.validator_power)
+        + message_field(5, encode_time(evidence.timestamp_ns))
+    )
+
+
+def _read_evidence(data: bytes) -> DuplicateVoteEvidence:
+    fields = Fields(data, "piece of evidence", {1: BYTES, 2: BYTES, 3: VARINT, 4: VARINT, 5: BYTES})
+    evidence = DuplicateVoteEvidence(
+        _read_vote(fields.message(1)),
+        _read_vote(fields.message(2)),
+        fields.integer(3, lowest=1, highest=_INT64_MAX),
+        fields.integer(4, lowest=1, highest=_INT64_MAX),
+        _decode_time(fields.message(5)),
+    )
+    if block_id_key(evidence.vote_a.block_id) >= block_id_key(evidence.vote_b.block_id):
+        raise fields.fail("its votes are not in the order of their block ids")
+    return evidence
+
+
+def decode_evidence(data: bytes) -> DuplicateVoteEvidence:
+    return _canonical(data, "piece of evidence", _read_evidence, encode_evidence)
+
+
+def encode_evidence_list(evidence: Sequence[DuplicateVoteEvidence]) -> bytes:
+    """EvidenceList, as it stands in a block; its length is what MAX_EVIDENCE_BYTES bounds."""
+    return b"".join(message_field(1, message_field(1, encode_evidence(piece))) for piece in evidence)
+
+
+def _read_evidence_list(data: bytes) -> tuple[DuplicateVoteEvidence, ...]:
+    """Evidence of attacks on light clients, which this chain does not put into blocks, is refused."""
+    pieces = Fields(data, "list of evidence", {1: BYTES}).repeated(1, most=MAX_EVIDENCE_PER_BLOCK)
+    return tuple(_read_evidence(Fields(piece, "piece of evidence", {1: BYTES}).message(1)) for piece in pieces)
+
+
 def encode_header(header: Header) -> bytes:
     return (
         message_field(1, int_field(1, header.version_block) + int_field(2, header.version_app))
@@ -401,7 +453,7 @@ def encode_block(block: Block) -> bytes:
     return (
         message_field(1, encode_header(block.header))
         + message_field(2, data)
-        + message_field(3, b"")
+        + message_field(3, encode_evidence_list(block.evidence))
         + message_field(4, encode_commit(block.last_commit))
     )
 
@@ -413,6 +465,7 @@ def _read_block(data: bytes) -> Block:
         _read_header(fields.message(1)),
         Data(tuple(txs.repeated(1, most=MAX_BLOCK_BYTES))),
         _read_commit(fields.message(4)),
+        _read_evidence_list(fields.message(3)),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeAlias
 
-from talkoo_consensus.types import EMPTY_COMMIT, Block, BlockId, Commit, Evidence, Proposal, Vote
+from talkoo_consensus.types import EMPTY_COMMIT, Block, BlockId, Commit, ConflictingVotes, Proposal, Vote
 from talkoo_consensus.validators import ValidatorSet
 
 
@@ -169,7 +169,9 @@ class EndHeight:
 
 @dataclass(frozen=True, slots=True)
 class ReportEvidence:
-    evidence: Evidence
+    """A validator voted twice. Told once for each validator, round and type."""
+
+    votes: ConflictingVotes
 
 
 @dataclass(frozen=True, slots=True)

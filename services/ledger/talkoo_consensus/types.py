@@ -17,6 +17,9 @@ MAX_BLOCK_BYTES = 4 * 1024 * 1024
 """The largest encoded block that is made or read."""
 MAX_CHAIN_ID_LENGTH = 50
 MAX_EXTENSION_BYTES = 64 * 1024
+MAX_EVIDENCE_BYTES = 64 * 1024
+"""Of the evidence list in a block, some hundred and fifty double votes; what does not fit goes into the next."""
+MAX_EVIDENCE_PER_BLOCK = 256
 
 
 class SignedType(IntEnum):
@@ -134,18 +137,41 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
+class ConflictingVotes:
+    """Two votes of one validator for the same height, round and type, and different blocks, in order of arrival."""
+
+    first: Vote
+    second: Vote
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateVoteEvidence:
+    """Conflicting votes as a block holds them; `vote_a` is for the block id that sorts first (`evidence.form`).
+
+    The powers are those of the votes' height, `timestamp_ns` is the time of the block decided there.
+    """
+
+    vote_a: Vote
+    vote_b: Vote
+    total_voting_power: int
+    validator_power: int
+    timestamp_ns: int
+
+    @property
+    def height(self) -> int:
+        return self.vote_a.height
+
+    @property
+    def validator_address(self) -> bytes:
+        return self.vote_a.validator_address
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     header: Header
     data: Data
     last_commit: Commit
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """Two votes of one validator for the same height, round and type, and different blocks (DuplicateVoteEvidence)."""
-
-    first: Vote
-    second: Vote
+    evidence: tuple[DuplicateVoteEvidence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from talkoo_consensus.types import (
     BlockIdFlag,
     Commit,
     CommitSig,
-    Evidence,
+    ConflictingVotes,
     SignedType,
     Vote,
 )
@@ -59,7 +59,7 @@ class VoteKeeper:
     def __post_init__(self) -> None:
         self.total_power = self.validators.total_power
 
-    def add(self, vote: Vote, current_round: int, proposed: bool) -> tuple[bool, Evidence | None]:
+    def add(self, vote: Vote, current_round: int, proposed: bool) -> tuple[bool, ConflictingVotes | None]:
         """Count a vote. `proposed`: its value is that of a proposal we hold.
 
         Returns whether anything changed, and the evidence of a first double vote. Votes of another height, of
@@ -77,7 +77,7 @@ class VoteKeeper:
         evidence = None
         if held and vote.validator_index not in tally.reported:
             tally.reported.add(vote.validator_index)
-            evidence = Evidence(held[0], vote)
+            evidence = ConflictingVotes(held[0], vote)
         if len(held) >= MAX_VALUES_PER_ROUND and not (proposed or vote.block_id.is_nil):
             return False, evidence
         if not held:

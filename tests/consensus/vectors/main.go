@@ -323,10 +323,85 @@ func trees() []object {
 	return out
 }
 
+// Two votes of one validator as they came, and the evidence CometBFT makes of them. `ed25519` keys sign for real.
+func evidence() []object {
+	out := []object{}
+	for i := 0; i < 12; i++ {
+		keys := []ed25519.PrivKey{}
+		validators := []*types.Validator{}
+		initial := []object{}
+		for j := 0; j < 1+i%4; j++ {
+			keys = append(keys, ed25519.GenPrivKeyFromSecret(random(32)))
+			validators = append(validators, types.NewValidator(keys[j].PubKey(), int64(1+source.Intn(1000))))
+			initial = append(initial, object{"key": text(keys[j].PubKey().Bytes()), "power": validators[j].VotingPower})
+		}
+		set := types.NewValidatorSet(validators)
+		signer := keys[source.Intn(len(keys))]
+		index, _ := set.GetByAddress(signer.PubKey().Address())
+		height, round := int64(1+source.Intn(1000)), int32(source.Intn(3))
+		kind := []types.SignedMsgType{types.PrevoteType, types.PrecommitType}[i%2]
+		pair := []*types.Vote{}
+		for j := 0; j < 2; j++ {
+			vote := &types.Vote{
+				Type: kind, Height: height, Round: round, BlockID: blockID(i%3 == 2 && j == i%2), Timestamp: times()[3+j],
+				ValidatorAddress: signer.PubKey().Address(), ValidatorIndex: index,
+			}
+			signature, err := signer.Sign(types.VoteSignBytes("talkoo-local", vote.ToProto()))
+			must(err)
+			vote.Signature = signature
+			pair = append(pair, vote)
+		}
+		when := time.Unix(1_700_000_000+int64(i), int64(i)).UTC()
+		made, err := types.NewDuplicateVoteEvidence(pair[0], pair[1], when, set)
+		must(err)
+		must(made.ValidateBasic())
+		came := []string{}
+		for _, vote := range pair {
+			wire, err := vote.ToProto().Marshal()
+			must(err)
+			came = append(came, text(wire))
+		}
+		wire, err := made.ToProto().Marshal()
+		must(err)
+		out = append(out, object{
+			"chain_id": "talkoo-local", "initial": initial, "votes": came, "time": moment(when), "wire": text(wire), "hash": text(made.Hash()),
+		})
+		evidenceMade = append(evidenceMade, made)
+	}
+	return out
+}
+
+var evidenceMade []types.Evidence
+
+// Lists of the evidence above, by how many of it they hold, alone and in a block.
+func evidenceLists() []object {
+	out := []object{}
+	for _, count := range []int{0, 1, 2, 3, 12} {
+		list := types.EvidenceList(evidenceMade[:count])
+		block := types.MakeBlock(9, sizes(3), randomCommit(8), list)
+		block.Header.Populate(
+			cmtversion.Consensus{Block: 11}, "talkoo-local", times()[3], blockID(false), random(32), random(32), random(32), random(32), random(32), random(20),
+		)
+		parts, err := block.MakePartSet(types.BlockPartSizeBytes)
+		must(err)
+		pb, err := block.ToProto()
+		must(err)
+		wire, err := pb.Marshal()
+		must(err)
+		must(block.ValidateBasic())
+		out = append(out, object{
+			"count": count, "hash": text(list.Hash()), "size": block.Evidence.ByteSize(), "block": text(wire), "evidence_hash": text(block.EvidenceHash),
+			"id": id(types.BlockID{Hash: block.Hash(), PartSetHeader: parts.Header()}),
+		})
+	}
+	return out
+}
+
 func main() {
 	encoder := json.NewEncoder(os.Stdout)
 	must(encoder.Encode(object{
 		"cometbft": "v1.0.1", "votes": votes(), "proposals": proposals(), "blocks": blocks(), "rotations": rotations(),
 		"results": results(), "consensus_params": consensusParams(), "trees": trees(),
+		"evidence": evidence(), "evidence_lists": evidenceLists(),
 	}))
 }
