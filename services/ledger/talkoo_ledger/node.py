@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,21 +47,17 @@ from talkoo_consensus.events import (
     VoteReceived,
 )
 from talkoo_consensus.types import Block, BlockId, Commit, Vote
-from talkoo_consensus.verify import verify_commit
 
-from talkoo_core.errors import Corrupt, Internal, InvalidInput, TalkooError
+from talkoo_core.errors import Internal, InvalidInput, TalkooError
+from talkoo_ledger.catching_up import Adopted, CatchingUp, Fetched
 from talkoo_ledger.conversation import Conversation, FromPeer
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.gossip import Gossip, batches
-from talkoo_ledger.header_trust import HeaderTrust, trusted_header
 from talkoo_ledger.intake import Intake, PeerTrouble
 from talkoo_ledger.mempool import Mempool
 from talkoo_ledger.settings import LedgerSettings
 from talkoo_ledger.sign_state import DoubleSignRefused, Signer
-from talkoo_ledger.snapshot_sync import SnapshotSync
-from talkoo_ledger.snapshots import Entry
 from talkoo_ledger.snapshotting import SnapshotKeeper
-from talkoo_ledger.sync import BlockSync, Decided, Head, Rests
 from talkoo_ledger.wal import WriteAheadLog
 from talkoo_runtime.clock import Clock
 
@@ -76,24 +72,6 @@ PROPOSE_SPARE_MS = 2_000
 """The others wait at least so long beyond the pause of an idle proposer before they give it up."""
 UNREACHABLE_PROPOSER_MS = 200
 """A proposer to whom no stream leads is waited for so long, which is enough for one that is just coming back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A decided block from a peer, to catch up; `applied` tells who fetched it how that went."""
-
-    decided: Decided
-    applied: asyncio.Future[None]
-
-
-@dataclass(frozen=True, slots=True)
-class Adopted:
-    """The verified state of a later height, to begin behind it."""
-
-    entries: Sequence[Entry]
-    chain: ChainState
-    commit: Commit
-    done: asyncio.Future[None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +103,8 @@ class Node:
         )
         self.peers = Conversation(settings, executor, clock, self._put, self._opening, self.snapshots.store)
         self.mesh = self.peers.mesh
-        rests = Rests()
-        trust = HeaderTrust(self, rests, *trusted_header(settings))
-        self.sync = BlockSync(self, rests, SnapshotSync(self, trust, rests).restore, settings.snapshot_sync_blocks)
+        self._catching_up = CatchingUp(settings, executor, self.peers, self._put, self._execute, self._start_height)
+        self.sync = self._catching_up.sync
         propose_ms = max(PROPOSE_TIMEOUT_MS, settings.empty_block_interval_ms + PROPOSE_SPARE_MS)
         self.driver = Driver(address, Timeouts(propose_ms=propose_ms, commit_ms=settings.commit_timeout_ms))
         self._settings = settings
@@ -146,6 +123,7 @@ class Node:
         """The interval that a pending BuildNow waits for; 0: none is pending."""
         self._gossip = Gossip(mempool, self.mesh, self._bell.set, self.work_arrived)
         self._logged: frozenset[Event] = frozenset()
+        self._failed = False
 
     @property
     def chain(self) -> ChainState:
@@ -174,6 +152,8 @@ class Node:
                 "check the disk, then start it again",
                 code="disk_failed",
             ) from error
+        finally:
+            self._failed = True
 
     def _recover(self) -> None:
         """Start the height after the last stored block, and feed what its log holds.
@@ -209,10 +189,8 @@ class Node:
             case FromPeer(organization, message):
                 self.peers.taken(item)
                 self._from_peer(organization, message)
-            case Fetched():
-                self._take_fetched(item)
-            case Adopted():
-                self._take_adopted(item)
+            case Fetched() | Adopted():
+                self._catching_up.take(item)
             case BuildNow(height, round_):
                 if self._building is not None and (self._building.height, self._building.round) == (height, round_):
                     self._build_timer_ms = 0
@@ -408,8 +386,8 @@ class Node:
         yield from batches(self.mempool.transactions())
 
     def _height_messages(self) -> Iterator[service_pb2.PeerMessage]:
-        """Nothing while something of ours is not durable: that is so after the disk has failed."""
-        if self._signer.unsynced:
+        """Nothing once the loop has failed: something of ours among it may not be durable."""
+        if self._failed:
             return
         for event in self.driver.messages():
             if isinstance(event, VoteReceived):
@@ -434,64 +412,6 @@ class Node:
             await asyncio.sleep(TICK_S * max(1.0, len(self.mesh.streams) / TICK_PEERS))
             if self.driver.height == height:
                 self.mesh.send_all(self._round_step())
-
-    # -- catching up -------------------------------------------------------------------------------------------------
-
-    def next_height(self) -> int:
-        return self.chain.height
-
-    def heads(self) -> dict[str, Head]:
-        return self.peers.heads()
-
-    def blame(self, organization: str, what: str) -> None:
-        self.peers.blame(organization, what)
-
-    async def apply(self, decided: Decided) -> None:
-        """Have the loop verify and apply a fetched block. Raises InvalidInput: it is not decided."""
-        applied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._put(Fetched(decided, applied))
-        await applied
-
-    async def adopt(self, entries: Sequence[Entry], chain: ChainState, commit: Commit) -> None:
-        """Have the loop go on behind a snapshot that was verified."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._put(Adopted(entries, chain, commit, done))
-        await done
-
-    def _take_adopted(self, adopted: Adopted) -> None:
-        if adopted.chain.last_height > self.chain.last_height:
-            self.executor.adopt(adopted.entries, adopted.chain, adopted.commit)
-            self.peers.members_may_have_changed()
-            self._start_height(adopted.commit)
-        adopted.done.set_result(None)
-
-    def _take_fetched(self, fetched: Fetched) -> None:
-        try:
-            self._apply_fetched(fetched.decided)
-        except InvalidInput as error:
-            if not fetched.applied.done():
-                fetched.applied.set_exception(error)
-            return
-        if not fetched.applied.done():
-            fetched.applied.set_result(None)
-
-    def _apply_fetched(self, fetched: Decided) -> None:
-        """Raises InvalidInput (it is not decided), Corrupt (code `diverged`)."""
-        block, commit = fetched.block, fetched.commit
-        if block.header.height != self.chain.height:
-            return
-        block_id = block_id_of(block)
-        verify_commit(self.chain.chain_id, self.chain.validators, block_id, block.header.height, commit)
-        try:
-            check_block(self.chain, block)
-        except InvalidInput as error:
-            raise Corrupt(
-                f"block {block.header.height} is final for the others and not for us: {error}. This node's state has "
-                "diverged and it stops; remove its state folder to sync anew, and report this",
-                code="diverged",
-            ) from None
-        self._execute(commit.round, block_id, block, commit)
-        self._start_height(commit)
 
     # -- transactions ------------------------------------------------------------------------------------------------
 
