@@ -32,7 +32,7 @@ from talkoo_ledger.executor import Executor
 from talkoo_ledger.genesis import Genesis
 from talkoo_ledger.mempool import MAX_TXS
 from talkoo_ledger.settings import LedgerSettings
-from talkoo_ledger.snapshots import SnapshotStore
+from talkoo_ledger.snapshotting import SnapshotKeeper
 from talkoo_ledger.store import StoredBlock
 from talkoo_runtime.child_process import ChildProcess
 from talkoo_runtime.clock import Clock
@@ -54,10 +54,12 @@ class CometEngine:
 
     def __init__(self, settings: LedgerSettings, ledger: HostedLedger, child: ChildProcess, socket: Path) -> None:
         self.executor: Executor = ledger
-        self.snapshots = SnapshotStore(Path(settings.state_dir) / "snapshots")
+        self._snapshots = SnapshotKeeper(
+            Path(settings.state_dir), ledger.application, settings.snapshot_interval_blocks
+        )
         self.child = child
         self.rpc = CometRpc(settings.comet.rpc_listen, self._connected)
-        self.server = AbciServer(socket, Requests(ledger, self.snapshots, self).answer)
+        self.server = AbciServer(socket, Requests(ledger, self._snapshots.store, self).answer)
         self.catching_up = True
         self.round = 0
         self._settings = settings
@@ -188,7 +190,9 @@ class CometEngine:
     def committed(self, hashes: list[bytes]) -> int:
         for tx_hash in hashes:
             self._waiting.pop(tx_hash, None)
-        return 0
+        height = self._ledger.chain.last_height
+        self._snapshots.after_block(height)
+        return self._ledger.keep_from(height)
 
     # --- beside ---
 

@@ -1,0 +1,172 @@
+"""The real CometBFT, four of it, over the same ledger as our own engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, tx_pb2
+from talkoo_consensus.chain import check_block
+from talkoo_consensus.encoding import block_id_of, decode_block, decode_commit
+from talkoo_consensus.verify import verify_commit
+from talkoo_ledger.executor import Executor
+from talkoo_ledger.genesis import Genesis
+from talkoo_ledger.state import State
+
+from talkoo_runtime.clock import SystemClock
+from talkoo_runtime.transactions import sign_transaction, transaction_hash
+from talkoo_sim.comet_processes import CometLedgers
+from talkoo_sim.ledger_chain import address, key_of, make_genesis
+from talkoo_sim.ledger_processes import Ledgers
+
+Federation = Callable[..., CometLedgers]
+KILLS = int(os.environ.get("TALKOO_COMET_KILLS", "6"))
+"""How often processes are killed in one test; more for a longer run."""
+
+
+def timeless_genesis() -> Genesis:
+    """A ledger in which nothing but transactions changes the state: no emission, no fees for the proposer."""
+    return make_genesis(emission_per_epoch_utlk=0, min_fee_utlk=0, epoch_blocks=1_000_000)
+
+
+def transfers(genesis: Genesis, count: int, fee_utlk: int, first: int = 0, sender: str = "alice") -> list[bytes]:
+    key = key_of(sender)
+    return [
+        sign_transaction(
+            key, genesis.chain_id, nonce, fee_utlk, tx_pb2.Transfer(to=address("bob"), amount_utlk=nonce + 1)
+        )
+        for nonce in range(first, first + count)
+    ]
+
+
+async def send(ledgers: Ledgers, name: str, txs: list[bytes]) -> None:
+    """All of them are taken."""
+    stub = service_pb2_grpc.LedgerStub(ledgers.channel(name))  # type: ignore[no-untyped-call]
+    response = await stub.BroadcastMany(service_pb2.BroadcastManyRequest(txs=txs))
+    assert not response.refused, response.refused[0]
+
+
+async def final(ledgers: Ledgers, name: str, txs: list[bytes]) -> list[service_pb2.TxResult]:
+    client = ledgers.client(name)
+    return [await client.wait_tx(transaction_hash(tx), timeout_s=60) for tx in txs]
+
+
+def replayed(genesis: Genesis, folder: Path, blocks: list[service_pb2.RawBlock]) -> Executor:
+    """CometBFT's blocks through our engine's own checks and executor: every header, commit and root must be ours."""
+    executor = Executor(genesis, folder, SystemClock())
+    for raw in blocks:
+        block, commit = decode_block(raw.block), decode_commit(raw.commit)
+        block_id = block_id_of(block)
+        check_block(executor.chain, block)
+        verify_commit(genesis.chain_id, executor.chain.validators, block_id, raw.height, commit)
+        executor.execute(commit.round, block_id, block, commit)
+        assert list(executor.store.block(raw.height).results) == list(raw.results), f"results of block {raw.height}"
+    return executor
+
+
+def rpc(ledgers: CometLedgers, name: str, call: str) -> Any:
+    with urllib.request.urlopen(f"{ledgers.rpc_url(name)}/{call}", timeout=10) as response:
+        return json.load(response)["result"]
+
+
+def comet_of(ledgers: CometLedgers, name: str) -> psutil.Process | None:
+    """The CometBFT below a node's process."""
+    home = str(ledgers.state_folder(name) / "comet")
+    for child in psutil.Process(ledgers.processes[name].pid).children(recursive=True):
+        if home in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+            return child
+    return None
+
+
+async def test_both_engines_make_the_same_state_of_the_same_transactions(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """Every block of CometBFT passes our engine's rules with equal roots; both chains end in the same state."""
+    genesis = timeless_genesis()
+    txs = transfers(genesis, 60, 0) + transfers(genesis, 20, 0, sender="bob")
+    under_comet = federation(genesis=genesis)
+    (tmp_path / "own").mkdir()
+    own = Ledgers(tmp_path / "own", genesis=genesis)
+    roots = []
+    try:
+        for ledgers in (under_comet, own):
+            ledgers.start()
+            await ledgers.reach(1)
+            await send(ledgers, "north", txs[:60])
+            await send(ledgers, "east", txs[60:])
+            assert {result.code for result in await final(ledgers, "south", txs)} == {0}
+            blocks = await ledgers.blocks("west")
+            executor = replayed(genesis, tmp_path / f"replay-{len(roots)}", blocks)
+            roots.append({m: executor.application.query(m, "", prove=True).module_root for m in State.MODULES})
+            executor.store.close()
+    finally:
+        await own.close()
+    assert roots[0] == roots[1]
+
+
+async def test_a_node_goes_on_when_its_cometbft_or_itself_is_killed(federation: Federation, tmp_path: Path) -> None:
+    """Killed −9 at random moments under load: every transaction a living node took becomes final, all agree."""
+    chance = random.Random(7)
+    ledgers = federation()
+    ledgers.start()
+    await ledgers.reach(2)
+    sent: list[bytes] = []
+    for number in range(KILLS):
+        victim = chance.choice(["south", "west"])
+        batch = transfers(ledgers.genesis, 10, 100, first=len(sent))
+        await send(ledgers, "north", batch)
+        sent += batch
+        await asyncio.sleep(chance.random() * 0.4)  # the moment of the kill is what is random here
+        if number % 2:
+            child = comet_of(ledgers, victim)
+            assert child is not None
+            child.send_signal(signal.SIGKILL)
+        else:
+            ledgers.stop(victim)
+            ledgers.start(victim)
+        await ledgers.client(victim, "bob").submit(tx_pb2.Transfer(to=address("alice"), amount_utlk=1), timeout_s=60)
+    for name in ledgers.names:
+        assert {result.code for result in await final(ledgers, name, sent)} == {0}
+    height = min([(await ledgers.client(name).status()).height for name in ledgers.names])
+    chains = [[raw for raw in await ledgers.blocks(name) if raw.height <= height] for name in ledgers.names]
+    assert all([raw.block for raw in chain] == [raw.block for raw in chains[0]] for chain in chains)
+    replayed(ledgers.genesis, tmp_path / "replay", chains[0]).store.close()
+
+
+async def test_a_node_joins_by_state_sync_from_our_snapshots(federation: Federation) -> None:
+    ledgers = federation(settings={"snapshot_interval_blocks": 5})
+    others = ["north", "east", "south"]
+    ledgers.start(*others)
+    txs = transfers(ledgers.genesis, 30, 100)
+    await ledgers.reach(1, *others)
+    await send(ledgers, "north", txs)
+    await final(ledgers, "north", txs)
+    await ledgers.reach(14, *others)
+    trusted = rpc(ledgers, "north", "commit?height=3")["signed_header"]["commit"]
+    ledgers.write_settings(
+        "west",
+        trust_height=3,
+        trust_hash=trusted["block_id"]["hash"],
+        comet={"sync_rpc": [ledgers.rpc_url("north"), ledgers.rpc_url("east")]},
+    )
+    ledgers.start("west")
+    await ledgers.reach(16, "west")
+    assert "was restored from a snapshot" in ledgers.log("west")
+    height = (await ledgers.client("west").status()).height
+    theirs = {raw.height: raw.block for raw in await ledgers.blocks("north")}
+    stub = service_pb2_grpc.LedgerStub(ledgers.channel("west"))  # type: ignore[no-untyped-call]
+    request = service_pb2.BlocksRequest(from_height=height, to_height=height)
+    (last,) = [raw async for raw in stub.Blocks(request)]
+    assert last.block == theirs[height]
+    assert (await ledgers.client("west").account(address("alice"))).nonce == 30
+    assert (await ledgers.client("west").account(address("bob"))) == (
+        await ledgers.client("north").account(address("bob"))
+    )
