@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from talkoo_core.errors import Exhausted
+from talkoo_core.errors import Exhausted, Internal
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -24,6 +24,20 @@ def full_disk_is_exhausted(path: Path) -> Iterator[None]:
         if error.errno not in _FULL:
             raise
         raise Exhausted(f"the disk with {path} is full; free some space, nothing was lost", code="disk_full") from error
+
+
+@contextmanager
+def failed_disk_is_told(path: Path) -> Iterator[None]:
+    """As `full_disk_is_exhausted`, and any other I/O error becomes Internal (code `disk_failed`)."""
+    try:
+        with full_disk_is_exhausted(path):
+            yield
+    except OSError as error:
+        raise Internal(
+            f"{path} cannot be written or read: {error.strerror or error}; check the disk and start again, nothing "
+            "was said that could be forgotten",
+            code="disk_failed",
+        ) from error
 
 
 def write_atomic(path: Path, content: bytes, *, mode: int = 0o644) -> None:
@@ -55,7 +69,7 @@ def sync_folder(folder: Path) -> None:
 class Disk(Protocol):
     """One folder of files, as a log needs it. What was written counts as kept once `sync` of the file has returned.
 
-    Names are plain file names. Every method may raise Exhausted (code `disk_full`) and OSError (the disk is broken);
+    Names are plain file names. Every method may raise Exhausted (code `disk_full`) and Internal (code `disk_failed`);
     after either nothing is known of what was not synced, and whoever needs it must stop.
     """
 
@@ -96,44 +110,48 @@ class FolderDisk:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: dict[str, int] = {}
-        with full_disk_is_exhausted(folder):
+        with failed_disk_is_told(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
     def names(self) -> list[str]:
-        return sorted(path.name for path in self._folder.iterdir())
+        with failed_disk_is_told(self._folder):
+            return sorted(path.name for path in self._folder.iterdir())
 
     def read(self, name: str) -> bytes | None:
-        try:
-            return (self._folder / name).read_bytes()
-        except FileNotFoundError:
-            return None
+        with failed_disk_is_told(self._folder / name):
+            try:
+                return (self._folder / name).read_bytes()
+            except FileNotFoundError:
+                return None
 
     def write_at(self, name: str, offset: int, data: bytes) -> None:
-        with full_disk_is_exhausted(self._folder / name):
+        with failed_disk_is_told(self._folder / name):
             descriptor, view = self._descriptor(name), memoryview(data)
             while view:
                 written = os.pwrite(descriptor, view, offset)
                 view, offset = view[written:], offset + written
 
     def truncate(self, name: str, size: int) -> None:
-        with full_disk_is_exhausted(self._folder / name):
+        with failed_disk_is_told(self._folder / name):
             os.ftruncate(self._descriptor(name), size)
             os.fsync(self._descriptor(name))
 
     def sync(self, name: str) -> None:
-        with full_disk_is_exhausted(self._folder / name):
+        with failed_disk_is_told(self._folder / name):
             os.fdatasync(self._descriptor(name))
 
     def replace(self, name: str, content: bytes) -> None:
-        self._forget(name)
-        write_atomic(self._folder / name, content, mode=0o600)
+        with failed_disk_is_told(self._folder / name):
+            self._forget(name)
+            write_atomic(self._folder / name, content, mode=0o600)
 
     def remove(self, name: str) -> None:
-        self._forget(name)
-        os.unlink(self._folder / name)
+        with failed_disk_is_told(self._folder / name):
+            self._forget(name)
+            (self._folder / name).unlink()
 
     def sync_names(self) -> None:
-        with full_disk_is_exhausted(self._folder):
+        with failed_disk_is_told(self._folder):
             sync_folder(self._folder)
 
     def path(self, name: str) -> str:

@@ -87,12 +87,12 @@ class Signer:
         return self._unsynced
 
     def sync(self) -> None:
-        """Make everything signed durable. Raises Exhausted (disk full), OSError."""
+        """Make everything signed durable. Raises Exhausted (full disk), Internal (broken disk)."""
         self._disk.sync(FILE)
         self._unsynced = False
 
     def sign_vote(self, vote: Vote, now_ns: int) -> Vote:
-        """The signed vote. Raises DoubleSignRefused, Exhausted (disk full), OSError."""
+        """The signed vote. Raises DoubleSignRefused, Exhausted (full disk), Internal (broken disk)."""
         place = place_of(vote)
         stored = self._stored(place)
         if stored is not None:
@@ -106,7 +106,7 @@ class Signer:
         return signed
 
     def sign_proposal(self, proposal: Proposal) -> Proposal:
-        """The signed proposal. Raises DoubleSignRefused, Exhausted (disk full), OSError."""
+        """The signed proposal. Raises DoubleSignRefused, Exhausted (full disk), Internal (broken disk)."""
         place = place_of(proposal)
         stored = self._stored(place)
         if stored is not None:

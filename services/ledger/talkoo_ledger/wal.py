@@ -68,7 +68,7 @@ class WriteAheadLog:
         self._buffer += _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
 
     def sync(self) -> None:
-        """Write what was appended and fsync. Raises Exhausted when the disk is full, OSError on I/O errors."""
+        """Write what was appended and fsync. Raises Exhausted (full disk), Internal (broken disk)."""
         if not self._buffer and not self._unsynced:
             return
         assert self._name, "begin comes before sync"
