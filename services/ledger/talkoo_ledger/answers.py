@@ -37,6 +37,8 @@ class Answers:
             return service_pb2.Answer(id=ask.id, snapshots=await asyncio.to_thread(self._offered))
         if kind == "chunk":
             return service_pb2.Answer(id=ask.id, chunk=await asyncio.to_thread(self._chunk, ask.chunk))
+        if kind == "module_roots":
+            return service_pb2.Answer(id=ask.id, module_roots=self._module_roots(ask.module_roots.height))
         if kind == "addresses":
             return service_pb2.Answer(id=ask.id, addresses=self._mesh.addresses_for(organization))
         raise InvalidInput("a question this node does not know; the peer may be of a newer version", code="unknown_ask")
@@ -57,6 +59,11 @@ class Answers:
             ],
             proposer_address=validators.proposer_address,
         )
+
+    def _module_roots(self, height: int) -> service_pb2.ModuleRoots:
+        held = self._executor.store.module_roots(height) if height < MAX_HEIGHT else {}
+        roots = [service_pb2.ModuleRoot(module=name, root=root) for name, root in held.items()]
+        return service_pb2.ModuleRoots(roots=roots)
 
     def _offered(self) -> service_pb2.Snapshots:
         offered = service_pb2.Snapshots()

@@ -165,6 +165,10 @@ class Application:
     def info(self) -> Info:
         return Info(self._height, self._app_hash)
 
+    def module_roots(self) -> dict[str, bytes]:
+        """Roots of the committed state's modules by name; the app hash is the root over them."""
+        return {name: tree.root_of(each) for name, each in self._trees.items()}
+
     # --- beginnings ---
 
     def init_chain(self, genesis: Genesis) -> bytes:
@@ -293,7 +297,7 @@ class Application:
         value = self._module(module).values.get(key)
         if not prove:
             return QueryResult(value, self._height, self._app_hash)
-        roots = {name: tree.root_of(each) for name, each in self._trees.items()}
+        roots = self.module_roots()
         return QueryResult(
             value,
             self._height,

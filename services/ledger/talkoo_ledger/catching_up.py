@@ -11,8 +11,9 @@ from talkoo_consensus.encoding import block_id_of
 from talkoo_consensus.types import Block, BlockId, Commit
 from talkoo_consensus.verify import verify_commit
 
-from talkoo_core.errors import Corrupt, InvalidInput
+from talkoo_core.errors import InvalidInput
 from talkoo_ledger.conversation import Conversation
+from talkoo_ledger.divergence import Diverged
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.header_trust import HeaderTrust, trusted_header
 from talkoo_ledger.settings import LedgerSettings
@@ -108,7 +109,7 @@ class CatchingUp:
         self._start_height(adopted.commit)
 
     def _apply(self, fetched: Decided) -> InvalidInput | None:
-        """The lie that the block is decided; None: it was applied. Raises Corrupt (code `diverged`)."""
+        """The lie that the block is decided; None: it was applied. Raises Diverged."""
         block, commit = fetched.block, fetched.commit
         block_id = block_id_of(block)
         try:
@@ -118,11 +119,7 @@ class CatchingUp:
         try:
             check_block(self.chain, block)
         except InvalidInput as error:
-            raise Corrupt(
-                f"block {block.header.height} is final for the others and not for us: {error}. This node's state has "
-                "diverged and it stops; remove its state folder to sync anew, and report this",
-                code="diverged",
-            ) from None
+            raise Diverged(block.header.height, block.header.app_hash, error.message) from None
         self._execute(commit.round, block_id, block, commit)
         self._start_height(commit)
         return None

@@ -131,7 +131,7 @@ class Executor:
             behind = next_event + len(result.events)
             results.append(tx_result_proto(result, request.height, place, told[next_event:behind]))
             next_event = behind
-        return StoredBlock(request.height, block, commit, tuple(results), events)
+        return StoredBlock(request.height, block, commit, tuple(results), events, self.application.module_roots())
 
     async def decided(self) -> None:
         """Wait for the next block."""

@@ -51,6 +51,7 @@ from talkoo_consensus.types import Block, BlockId, Commit, Vote
 from talkoo_core.errors import Internal, InvalidInput, TalkooError
 from talkoo_ledger.catching_up import Adopted, CatchingUp, Fetched
 from talkoo_ledger.conversation import Conversation, FromPeer
+from talkoo_ledger.divergence import Diverged, explained
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.gossip import Gossip, batches
 from talkoo_ledger.intake import Intake, PeerTrouble
@@ -146,6 +147,11 @@ class Node:
                     self._flush()
                     more = self._gossip.check_some()
                     await asyncio.sleep(0)  # let gRPC read and write between batches
+        except Diverged as diverged:
+            self._failed = True
+            raise await explained(
+                diverged, self.executor.application.module_roots(), self.mesh.asks, self.mesh.streams
+            ) from None
         except OSError as error:
             raise Internal(
                 f"this node cannot write to its disk ({error}) and stops before it says anything it could forget; "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,16 @@ CREATE TABLE IF NOT EXISTS entries (module TEXT, key TEXT, value BLOB NOT NULL, 
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS txs (hash BLOB PRIMARY KEY, height INTEGER NOT NULL, place INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS validators (height INTEGER PRIMARY KEY, validators BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS roots (height INTEGER PRIMARY KEY, roots BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
-_FORGET = ("DELETE FROM entries", "DELETE FROM blocks", "DELETE FROM txs", "DELETE FROM validators")
+_FORGET = (
+    "DELETE FROM entries",
+    "DELETE FROM blocks",
+    "DELETE FROM txs",
+    "DELETE FROM validators",
+    "DELETE FROM roots",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,8 @@ class StoredBlock:
     commit: bytes
     results: tuple[service_pb2.TxResult, ...]
     events: service_pb2.BlockEvents
+    module_roots: Mapping[str, bytes] = field(default_factory=dict)
+    """Roots of the state's modules after the block. Written; read by `BlockStore.module_roots` alone."""
 
 
 class _Results(msgspec.Struct, array_like=True, frozen=True):
@@ -92,6 +101,10 @@ class BlockStore:
             "INSERT OR REPLACE INTO validators VALUES (?, ?)",
             (stored.height, msgspec.msgpack.encode(chain.last_validators)),
         )
+        cursor.execute(
+            "INSERT OR REPLACE INTO roots VALUES (?, ?)",
+            (stored.height, msgspec.msgpack.encode(dict(stored.module_roots))),
+        )
         self._put_entries(cursor, changes)
         cursor.execute("INSERT OR REPLACE INTO meta VALUES ('chain', ?)", (msgspec.msgpack.encode(chain),))
 
@@ -105,6 +118,7 @@ class BlockStore:
             cursor.executemany("DELETE FROM txs WHERE hash = ? AND height = ?", [(each, height) for each in hashes])
             cursor.execute("DELETE FROM blocks WHERE height = ?", (height,))
             cursor.execute("DELETE FROM validators WHERE height = ?", (height,))
+            cursor.execute("DELETE FROM roots WHERE height = ?", (height,))
 
     def _put_entries(self, cursor: sqlite3.Cursor, changes: Iterable[Change]) -> None:
         puts, removals = [], []
@@ -187,6 +201,11 @@ class BlockStore:
     def events(self, height: int) -> service_pb2.BlockEvents | None:
         row = self._one("SELECT events FROM blocks WHERE height = ?", height)
         return None if row is None else service_pb2.BlockEvents.FromString(row[0])
+
+    def module_roots(self, height: int) -> dict[str, bytes]:
+        """Roots of the state's modules after a block; empty for a height that is not here."""
+        row = self._one("SELECT roots FROM roots WHERE height = ?", height)
+        return {} if row is None else msgspec.msgpack.decode(row[0], type=dict[str, bytes])
 
     def commit(self, height: int) -> bytes | None:
         """None for a height that is not here."""

@@ -897,6 +897,7 @@ class Ask(_message.Message):
     LIGHT_BLOCK_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    MODULE_ROOTS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def blocks(self) -> Global___BlocksRequest: ...
@@ -908,6 +909,8 @@ class Ask(_message.Message):
     def snapshots(self) -> Global___SnapshotsRequest: ...
     @_builtins.property
     def chunk(self) -> Global___ChunkRequest: ...
+    @_builtins.property
+    def module_roots(self) -> Global___ModuleRootsRequest: ...
     def __init__(
         self,
         *,
@@ -917,12 +920,13 @@ class Ask(_message.Message):
         light_block: Global___LightBlockRequest | None = ...,
         snapshots: Global___SnapshotsRequest | None = ...,
         chunk: Global___ChunkRequest | None = ...,
+        module_roots: Global___ModuleRootsRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "ask", b"ask", "blocks", b"blocks", "chunk", b"chunk", "light_block", b"light_block", "snapshots", b"snapshots"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "ask", b"ask", "blocks", b"blocks", "chunk", b"chunk", "light_block", b"light_block", "module_roots", b"module_roots", "snapshots", b"snapshots"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "ask", b"ask", "blocks", b"blocks", "chunk", b"chunk", "id", b"id", "light_block", b"light_block", "snapshots", b"snapshots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "ask", b"ask", "blocks", b"blocks", "chunk", b"chunk", "id", b"id", "light_block", b"light_block", "module_roots", b"module_roots", "snapshots", b"snapshots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_ask: _TypeAlias = _typing.Literal["blocks", "addresses", "light_block", "snapshots", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_ask: _TypeAlias = _typing.Literal["blocks", "addresses", "light_block", "snapshots", "chunk", "module_roots"]  # noqa: Y015
     _WhichOneofArgType_ask: _TypeAlias = _typing.Literal["ask", b"ask"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_ask) -> _WhichOneofReturnType_ask | None: ...
 
@@ -938,6 +942,7 @@ class Answer(_message.Message):
     LIGHT_BLOCK_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    MODULE_ROOTS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def blocks(self) -> Global___BlockBatch: ...
@@ -949,6 +954,8 @@ class Answer(_message.Message):
     def snapshots(self) -> Global___Snapshots: ...
     @_builtins.property
     def chunk(self) -> Global___Chunk: ...
+    @_builtins.property
+    def module_roots(self) -> Global___ModuleRoots: ...
     def __init__(
         self,
         *,
@@ -958,16 +965,82 @@ class Answer(_message.Message):
         light_block: Global___LightBlock | None = ...,
         snapshots: Global___Snapshots | None = ...,
         chunk: Global___Chunk | None = ...,
+        module_roots: Global___ModuleRoots | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "answer", b"answer", "blocks", b"blocks", "chunk", b"chunk", "light_block", b"light_block", "snapshots", b"snapshots"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "answer", b"answer", "blocks", b"blocks", "chunk", b"chunk", "light_block", b"light_block", "module_roots", b"module_roots", "snapshots", b"snapshots"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "answer", b"answer", "blocks", b"blocks", "chunk", b"chunk", "id", b"id", "light_block", b"light_block", "snapshots", b"snapshots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "answer", b"answer", "blocks", b"blocks", "chunk", b"chunk", "id", b"id", "light_block", b"light_block", "module_roots", b"module_roots", "snapshots", b"snapshots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["blocks", "addresses", "light_block", "snapshots", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["blocks", "addresses", "light_block", "snapshots", "chunk", "module_roots"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
 
 Global___Answer: _TypeAlias = Answer  # noqa: Y015
+
+@_typing.final
+class ModuleRootsRequest(_message.Message):
+    """The roots of the state's modules after a block: what the next header's app hash is the root of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    height: _builtins.int
+    def __init__(
+        self,
+        *,
+        height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModuleRootsRequest: _TypeAlias = ModuleRootsRequest  # noqa: Y015
+
+@_typing.final
+class ModuleRoots(_message.Message):
+    """Empty where the height is not held."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModuleRoot]: ...
+    def __init__(
+        self,
+        *,
+        roots: _abc.Iterable[Global___ModuleRoot] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["roots", b"roots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModuleRoots: _TypeAlias = ModuleRoots  # noqa: Y015
+
+@_typing.final
+class ModuleRoot(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODULE_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    module: _builtins.str
+    root: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        module: _builtins.str = ...,
+        root: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["module", b"module", "root", b"root"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModuleRoot: _TypeAlias = ModuleRoot  # noqa: Y015
 
 @_typing.final
 class BlockBatch(_message.Message):
