@@ -26,6 +26,17 @@ from talkoo_runtime.telemetry import record
 log = logging.getLogger(__name__)
 
 
+def begin_chain(application: Application, genesis: Genesis) -> ChainState:
+    """Give a new application the state of genesis; the chain before its first block."""
+    app_hash = application.init_chain(genesis)
+    validators = [
+        Validator.of(organization.validator_key, organization.power)
+        for organization in application.state.organizations.all()
+        if organization.power > 0
+    ]
+    return genesis_state(genesis.chain_id, genesis.genesis_time_ns, validators, app_hash)
+
+
 class Executor:
     """Owns the application, the store and the chain's state. Opening it restores all three, or begins with genesis.
 
@@ -33,7 +44,9 @@ class Executor:
     evidence and unbonding look back, Corrupt when the stored state is not what the chain says, or of another genesis.
     """
 
-    def __init__(self, genesis: Genesis, folder: Path, clock: Clock, retain_blocks: int = 0) -> None:
+    def __init__(
+        self, genesis: Genesis, folder: Path, clock: Clock, retain_blocks: int = 0, index_events: bool = False
+    ) -> None:
         least = genesis.params["unbonding_blocks"] + 1
         if 0 < retain_blocks < least:
             raise InvalidInput(
@@ -44,7 +57,7 @@ class Executor:
         self.genesis = genesis
         self.genesis_sha256 = genesis.sha256()
         self.application = Application()
-        self.store = BlockStore(folder / "ledger.db")
+        self.store = BlockStore(folder / "ledger.db", index_events)
         self.more_work = False
         self._clock = clock
         self._decided = asyncio.Event()
@@ -61,13 +74,7 @@ class Executor:
         return EMPTY_COMMIT if raw is None else decode_commit(raw)
 
     def _begin(self) -> ChainState:
-        app_hash = self.application.init_chain(self.genesis)
-        validators = [
-            Validator.of(organization.validator_key, organization.power)
-            for organization in self.application.state.organizations.all()
-            if organization.power > 0
-        ]
-        chain = genesis_state(self.genesis.chain_id, self.genesis.genesis_time_ns, validators, app_hash)
+        chain = begin_chain(self.application, self.genesis)
         self.store.begin_chain(self.application.snapshot(), chain)
         return chain
 

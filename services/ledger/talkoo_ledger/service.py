@@ -209,6 +209,11 @@ async def serve(settings: LedgerSettings, background: Background) -> Callable[[]
     key = load_key(Path(settings.consensus_key))
     server = make_server()
     if settings.engine == COMETBFT:
+        if settings.rpc_listen:
+            raise InvalidInput(
+                "rpc_listen is of our own engine; CometBFT serves its RPC itself: set comet.rpc_listen",
+                code="bad_settings",
+            )
         opened = await open_comet(settings, genesis, key, SystemClock(), background)
         engine: Engine = opened
         stop_engine: Callable[[], Awaitable[None]] = opened.stop
@@ -229,7 +234,7 @@ def _open_embedded(
 ) -> tuple[Engine, Callable[[], Awaitable[None]]]:
     """Our own engine: it speaks with other members over this gRPC server."""
     folder, clock = Path(settings.state_dir), SystemClock()
-    executor = Executor(genesis, folder, clock, settings.retain_blocks)
+    executor = Executor(genesis, folder, clock, settings.retain_blocks, index_events=bool(settings.rpc_listen))
     node = Node(
         settings,
         executor,
@@ -244,11 +249,19 @@ def _open_embedded(
     background.start("round steps", node.tick())
     background.start("mesh", node.mesh.run())
     background.start("block sync", node.sync.run())
+    engine = EmbeddedEngine(node)
+    stop_rpc: Callable[[], Awaitable[None]] | None = None
+    if settings.rpc_listen:
+        from talkoo_ledger.rpc.service import serve_rpc  # its HTTP server costs memory that most nodes can spare
+
+        stop_rpc = serve_rpc(settings, node, engine, key.public, background)
 
     async def stop() -> None:
+        if stop_rpc is not None:
+            await stop_rpc()
         executor.store.close()
 
-    return EmbeddedEngine(node), stop
+    return engine, stop
 
 
 def _check_peers(settings: LedgerSettings, genesis: Genesis) -> None:

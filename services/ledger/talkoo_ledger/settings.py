@@ -67,6 +67,9 @@ class LedgerSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_
     trust_height: int = 0
     trust_hash: str = ""
     """A header that the operator trusts, with its hash in hex; else a snapshot is trusted from the genesis on."""
+    rpc_listen: str = ""
+    """host:port of CometBFT's RPC over our own engine (docs/rpc.md); empty: off. Anybody who reaches it may ask and
+    send transactions: 127.0.0.1, or behind a proxy. With `engine = "cometbft"` it is `comet.rpc_listen`."""
     engine: Literal["embedded", "cometbft"] = "embedded"
     """Who orders blocks: `embedded` (in this process) or `cometbft` (CometBFT 1.0.1 under the same ledger)."""
     comet: CometSettings = CometSettings()

@@ -16,6 +16,7 @@ from talkoo_consensus.encoding import decode_block
 from talkoo_consensus.validators import ValidatorSet
 
 from talkoo_core.errors import Corrupt, Exhausted, Internal, NotFound
+from talkoo_ledger import event_index
 from talkoo_ledger.application import Change
 
 PRUNED_AT_ONCE = 4
@@ -37,6 +38,7 @@ _FORGET = (
     "DELETE FROM txs",
     "DELETE FROM validators",
     "DELETE FROM roots",
+    "DELETE FROM event_index",
 )
 
 
@@ -58,16 +60,25 @@ class _Results(msgspec.Struct, array_like=True, frozen=True):
 
 
 class BlockStore:
-    """Raises Exhausted when the disk is full, Corrupt when the file is damaged; the node stops on either."""
+    """Raises Exhausted when the disk is full, Corrupt when the file is damaged; the node stops on either.
 
-    def __init__(self, path: Path) -> None:
+    `index_events`: blocks are written so that `event_index.EventSearch` finds them and their transactions.
+    """
+
+    def __init__(self, path: Path, index_events: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _errors(path):
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
-            self._database.executescript(_SCHEMA)
+            self._database.executescript(_SCHEMA + event_index.SCHEMA)
         self._path = path
+        self._index_events = index_events
+        self._has_index = index_events or self._one("SELECT 1 FROM event_index LIMIT 1") is not None
+
+    @property
+    def path(self) -> Path:
+        return self._path
 
     def close(self) -> None:
         self._database.close()
@@ -101,6 +112,9 @@ class BlockStore:
             "INSERT OR REPLACE INTO validators VALUES (?, ?)",
             (stored.height, msgspec.msgpack.encode(chain.last_validators)),
         )
+        if self._index_events:
+            rows = event_index.rows_of(stored.height, stored.events.hash, stored.events.events, stored.results)
+            cursor.executemany("INSERT OR IGNORE INTO event_index VALUES (?, ?, ?, ?)", rows)
         cursor.execute(
             "INSERT OR REPLACE INTO roots VALUES (?, ?)",
             (stored.height, msgspec.msgpack.encode(dict(stored.module_roots))),
@@ -114,6 +128,11 @@ class BlockStore:
             "SELECT height, block FROM blocks WHERE height < ? ORDER BY height LIMIT ?", (keep_from, PRUNED_AT_ONCE)
         ).fetchall()
         for height, block in rows:
+            if self._has_index:
+                old = self.block(height)
+                entries = event_index.rows_of(height, old.events.hash, old.events.events, old.results)
+                forget = "DELETE FROM event_index WHERE tag = ? AND value = ? AND height = ? AND place = ?"
+                cursor.executemany(forget, entries)
             hashes = [hashlib.sha256(tx).digest() for tx in decode_block(block).data.txs]
             cursor.executemany("DELETE FROM txs WHERE hash = ? AND height = ?", [(each, height) for each in hashes])
             cursor.execute("DELETE FROM blocks WHERE height = ?", (height,))
