@@ -40,7 +40,7 @@ class CometLedgers(Ledgers):
     def write_settings(self, name: str, peers: Sequence[str] | None = None, **changes: object) -> None:
         """The change `comet` is one of the table `[comet]`, field by field."""
         comet = cast("dict[str, object]", changes.pop("comet", {}))
-        super().write_settings(name, peers, **{"engine": "cometbft"} | changes)
+        super().write_settings(name, peers, **{"engine": "cometbft"} | self.settings | changes)
         values: dict[str, object] = {
             "binary": str(cometbft_binary()),
             "listen": f"127.0.0.1:{self.p2p_ports[name]}",

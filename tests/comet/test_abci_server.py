@@ -274,7 +274,7 @@ async def test_a_block_may_be_finalized_again_before_it_is_committed(served: Ser
 async def test_an_engine_with_another_genesis_is_refused(served: Served, what: str, changes: dict[str, Any]) -> None:
     engine = await served.connect()
     answer = await engine.ask(init_chain=init_chain(make_genesis(), **changes))
-    assert f"differs from the federation's in {what}" in answer.exception.error
+    assert f"differs from the ledger's in {what}" in answer.exception.error
     with pytest.raises(InvalidInput, match=what):
         await served.server.run()
 

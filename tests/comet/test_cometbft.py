@@ -170,3 +170,37 @@ async def test_a_node_joins_by_state_sync_from_our_snapshots(federation: Federat
     assert (await ledgers.client("west").account(address("bob"))) == (
         await ledgers.client("north").account(address("bob"))
     )
+
+
+async def test_a_chain_of_our_own_engine_goes_on_under_cometbft(federation: Federation, tmp_path: Path) -> None:
+    """All members stop at the same block, change one setting and start again: same ledger, same keys, next block."""
+    halt = 8
+    ledgers = federation(settings={"engine": "embedded", "halt_height": halt})
+    ledgers.start()
+    await ledgers.reach(1)
+    before = transfers(ledgers.genesis, 5, 100)
+    await send(ledgers, "north", before)
+    await final(ledgers, "south", before)
+    await ledgers.reach(halt)
+    root = (await ledgers.client("north").status()).app_hash
+    ledgers.stop(*ledgers.names, how=signal.SIGTERM)
+
+    ledgers.settings["engine"] = "cometbft"
+    for name in ledgers.names:
+        ledgers.write_settings(name)
+    ledgers.start()
+    await ledgers.reach(halt + 1)
+    after = transfers(ledgers.genesis, 5, 100, first=5)
+    await send(ledgers, "east", after)
+    assert {result.code for result in await final(ledgers, "west", [*before, *after])} == {0}
+    blocks = {raw.height: decode_block(raw.block) for raw in await ledgers.blocks("south")}
+    assert sorted(blocks) == list(range(1, max(blocks) + 1))
+    assert blocks[halt + 1].header.app_hash == root
+    assert blocks[halt + 1].header.validators_hash == blocks[halt].header.next_validators_hash
+    assert blocks[halt + 1].header.time_ns > blocks[halt].header.time_ns
+
+    ledgers.stop("west", how=signal.SIGTERM)
+    ledgers.write_settings("west", engine="embedded")
+    ledgers.start("west")
+    assert ledgers.processes["west"].wait(20) != 0
+    assert "cannot go on from them" in ledgers.log("west")

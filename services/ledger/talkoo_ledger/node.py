@@ -167,6 +167,8 @@ class Node:
         What our key signs for the first time meanwhile is new to the log, and is appended to it like anything else.
         """
         height = self.chain.height
+        if self._halted():
+            return
         logged = list(self._wal.replay(height))
         for event in logged:
             self._check_sign_state(event)
@@ -337,10 +339,21 @@ class Node:
         self._timers.clear()
         self._building = None
         self._intake.forget_votes()
+        if self._halted():
+            return
         self._wal.begin(self.chain.height)
         self._logged = frozenset()
         self._feed(StartHeight(self.chain.height, self.chain.validators, commit))
         self._outgoing.append(self._round_step())
+
+    def _halted(self) -> bool:
+        """Whether the federation agreed to stop at this block; it is still served, nothing more is signed."""
+        halted = 0 < self._settings.halt_height <= self.chain.last_height
+        if halted:
+            log.warning(
+                "stopped at block %d, as halt_height says; no later block is decided here", self.chain.last_height
+            )
+        return halted
 
     # -- peers -------------------------------------------------------------------------------------------------------
 

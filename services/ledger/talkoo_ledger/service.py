@@ -11,9 +11,10 @@ from typing import Any
 from grpc.aio import Server
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, state_pb2
 
-from talkoo_core.errors import Exhausted, InvalidInput, NotFound, Unavailable
+from talkoo_core.errors import Conflict, Exhausted, InvalidInput, NotFound, Unavailable
 from talkoo_core.signing import PrivateKey
 from talkoo_ledger.comet.engine import open_comet
+from talkoo_ledger.comet.home import has_begun, home_of
 from talkoo_ledger.embedded import EmbeddedEngine
 from talkoo_ledger.engine import Engine
 from talkoo_ledger.executor import Executor
@@ -233,6 +234,12 @@ def _open_embedded(
     settings: LedgerSettings, genesis: Genesis, key: PrivateKey, server: Server, background: Background
 ) -> tuple[Engine, Callable[[], Awaitable[None]]]:
     """Our own engine: it speaks with other members over this gRPC server."""
+    if has_begun(settings):
+        raise Conflict(
+            f"this ledger's blocks are CometBFT's (see {home_of(settings)}), and our own engine cannot go on from "
+            'them; set engine = "cometbft"',
+            code="other_engine",
+        )
     folder, clock = Path(settings.state_dir), SystemClock()
     executor = Executor(genesis, folder, clock, settings.retain_blocks, index_events=bool(settings.rpc_listen))
     node = Node(

@@ -70,6 +70,8 @@ class LedgerSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_
     rpc_listen: str = ""
     """host:port of CometBFT's RPC over our own engine (docs/rpc.md); empty: off. Anybody who reaches it may ask and
     send transactions: 127.0.0.1, or behind a proxy. With `engine = "cometbft"` it is `comet.rpc_listen`."""
+    halt_height: int = 0
+    """Decide no block after this one: all members set it before they change the engine together; 0: go on for ever."""
     engine: Literal["embedded", "cometbft"] = "embedded"
     """Who orders blocks: `embedded` (in this process) or `cometbft` (CometBFT 1.0.1 under the same ledger)."""
     comet: CometSettings = CometSettings()

@@ -78,6 +78,13 @@ class HostedLedger(Executor):
         self._trace(stored.events, finalized.began_ns)
         return [hashlib.sha256(data).digest() for data in request.txs]
 
+    @property
+    def untouched(self) -> bool:
+        """Whether the engine has decided nothing here yet: the chain is new, or our own engine decided it so far."""
+        last = self.chain.last_height
+        decided = self.store.decided(last)
+        return last == 0 or (decided is not None and bool(decided[0]))
+
     def keep_from(self, height: int) -> int:
         """The lowest block that is kept when `height` is the last one; 0: all."""
         return max(height - self._retain_blocks + 1, 0) if self._retain_blocks else 0

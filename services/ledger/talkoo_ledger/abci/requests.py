@@ -10,6 +10,7 @@ from talkoo_api.abci.v1 import abci_pb2
 
 from talkoo_core.errors import Corrupt, InvalidInput, TalkooError
 from talkoo_ledger.abci import convert
+from talkoo_ledger.abci.beginning import beginning_of
 from talkoo_ledger.abci.hosted import HostedLedger
 from talkoo_ledger.application import CheckResult
 from talkoo_ledger.snapshots import FORMAT, Restore, SnapshotStore
@@ -74,29 +75,32 @@ class Requests:
         return abci_pb2.Response(echo=abci_pb2.EchoResponse(message=request.echo.message))
 
     def _info(self) -> abci_pb2.Response:
-        info = self._ledger.application.info()
-        return abci_pb2.Response(
-            info=abci_pb2.InfoResponse(
-                data=INFO_DATA,
-                version=self._ledger.chain.chain_id,
-                app_version=self._ledger.chain.app_version,
-                last_block_height=info.height,
-                last_block_app_hash=info.app_hash if info.height else b"",
-            )
-        )
+        """A chain that our own engine decided so far is a new one to this engine, so that it calls InitChain."""
+        info, chain = self._ledger.application.info(), self._ledger.chain
+        told = abci_pb2.InfoResponse(data=INFO_DATA, version=chain.chain_id, app_version=chain.app_version)
+        if not self._ledger.untouched:
+            told.last_block_height, told.last_block_app_hash = info.height, info.app_hash
+        return abci_pb2.Response(info=told)
 
     def _init_chain(self, request: abci_pb2.Request) -> abci_pb2.Response:
-        """Genesis stands in the store already; what matters is that the engine begins with the same one."""
-        given, genesis, chain = request.init_chain, self._ledger.genesis, self._ledger.chain
+        """Genesis stands in the store already; what matters is that the engine begins where this ledger is."""
+        given, genesis, ledger = request.init_chain, self._ledger.genesis, self._ledger
+        if not ledger.untouched:
+            raise Corrupt(
+                f"the engine begins a chain, and decided block {ledger.chain.last_height} of this ledger before; was "
+                "its data removed? Restore it, or remove the ledger's state, too, and join anew",
+                code="diverged",
+            )
+        begins = beginning_of(genesis, ledger.chain)
         named = {(each.pub_key_type, each.pub_key_bytes, each.power) for each in given.validators}
-        ours = {(convert.KEY_TYPE, each.public_key, each.power) for each in chain.validators.validators}
+        ours = {(convert.KEY_TYPE, each.public_key, each.power) for each in begins.validators.validators}
         app_state = f'"{genesis.sha256().hex()}"'.encode()
         differs = [
             what
             for what, equal in (
                 ("chain_id", given.chain_id == genesis.chain_id),
-                ("genesis_time", convert.time_ns(given.time) == genesis.genesis_time_ns),
-                ("initial_height", given.initial_height == genesis.initial_height),
+                ("genesis_time", convert.time_ns(given.time) == begins.time_ns),
+                ("initial_height", given.initial_height == begins.height),
                 ("validators", named == ours),
                 ("app_state", given.app_state_bytes == app_state),
             )
@@ -104,15 +108,11 @@ class Requests:
         ]
         if differs:
             raise InvalidInput(
-                f"the engine's genesis differs from the federation's in {', '.join(differs)}; let the ledger write it "
-                "(delete the engine's folder when nothing was decided yet)",
+                f"the engine's genesis differs from the ledger's in {', '.join(differs)}; let the ledger write it "
+                "(delete the engine's folder when it has decided nothing yet)",
                 code="wrong_genesis",
             )
-        if chain.last_height:
-            raise Corrupt(
-                f"the engine begins a chain, this ledger stands at block {chain.last_height}", code="diverged"
-            )
-        return abci_pb2.Response(init_chain=abci_pb2.InitChainResponse(app_hash=chain.app_hash))
+        return abci_pb2.Response(init_chain=abci_pb2.InitChainResponse(app_hash=begins.app_hash))
 
     # --- reading, and the engine's mempool ---
 

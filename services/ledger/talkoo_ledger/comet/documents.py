@@ -18,10 +18,15 @@ from talkoo_consensus.types import (
     Commit,
     CommitSig,
     Data,
+    DuplicateVoteEvidence,
     Header,
+    SignedType,
+    Vote,
 )
 
 from talkoo_core.errors import Corrupt
+
+DOUBLE_VOTE = "tendermint/DuplicateVoteEvidence"
 
 T = TypeVar("T")
 Document = Mapping[str, Any]
@@ -59,6 +64,33 @@ def _block(document: Document) -> Block:
         header=_header(document["header"]),
         data=Data(tuple(base64.b64decode(tx, validate=True) for tx in txs)),
         last_commit=_commit(document["last_commit"]),
+        evidence=tuple(_evidence(each) for each in document["evidence"]["evidence"] or ()),
+    )
+
+
+def _evidence(document: Document) -> DuplicateVoteEvidence:
+    if document["type"] != DOUBLE_VOTE:
+        raise ValueError(f"{document['type']} is no evidence that this chain's blocks hold")
+    value = document["value"]
+    return DuplicateVoteEvidence(
+        vote_a=_vote(value["vote_a"]),
+        vote_b=_vote(value["vote_b"]),
+        total_voting_power=int(value["total_voting_power"]),
+        validator_power=int(value["validator_power"]),
+        timestamp_ns=time_of(value["timestamp"]),
+    )
+
+
+def _vote(document: Document) -> Vote:
+    return Vote(
+        type=SignedType(int(document["type"])),
+        height=int(document["height"]),
+        round=int(document["round"]),
+        block_id=_block_id(document["block_id"]),
+        timestamp_ns=time_of(document["timestamp"]),
+        validator_address=bytes.fromhex(document["validator_address"]),
+        validator_index=int(document["validator_index"]),
+        signature=base64.b64decode(document["signature"] or "", validate=True),
     )
 
 

@@ -21,21 +21,30 @@ from talkoo_consensus.encoding import block_id_of, encode_block, encode_commit
 
 from talkoo_core.errors import Conflict, Corrupt, Exhausted, Failed, InvalidInput, TalkooError, Unavailable, error_of
 from talkoo_core.signing import PrivateKey
+from talkoo_ledger.abci.beginning import Beginning, beginning_of
 from talkoo_ledger.abci.hosted import HostedLedger
 from talkoo_ledger.abci.requests import Requests
 from talkoo_ledger.abci.server import AbciServer
 from talkoo_ledger.application import CheckResult
 from talkoo_ledger.comet.documents import block_of, commit_of
-from talkoo_ledger.comet.home import check_comet, find_binary, home_of, write_home
+from talkoo_ledger.comet.home import (
+    check_comet,
+    find_binary,
+    has_begun,
+    home_of,
+    write_home,
+)
 from talkoo_ledger.comet.rpc import CometRpc
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.genesis import Genesis
 from talkoo_ledger.mempool import MAX_TXS
 from talkoo_ledger.settings import LedgerSettings
+from talkoo_ledger.sign_state import Signer
 from talkoo_ledger.snapshotting import SnapshotKeeper
 from talkoo_ledger.store import StoredBlock
 from talkoo_runtime.child_process import ChildProcess
 from talkoo_runtime.clock import Clock
+from talkoo_runtime.disk import FolderDisk
 from talkoo_runtime.supervision import Background
 from talkoo_runtime.transactions import transaction_hash
 
@@ -90,6 +99,8 @@ class CometEngine:
     async def stored_block(self, height: int) -> StoredBlock:
         """Results and events are ours; block and commit are CometBFT's, in the same encoding as our own engine's."""
         stored = self._ledger.store.block(height)
+        if stored.block:
+            return stored  # from the time of our own engine
         block_document, commit_document = await asyncio.gather(
             self.rpc.call("block", height=str(height)), self.rpc.call("commit", height=str(height))
         )
@@ -245,7 +256,7 @@ async def open_comet(
     binary = find_binary(settings)
     ledger = HostedLedger(genesis, Path(settings.state_dir), clock, settings.retain_blocks)
     socket = _socket_path(settings)
-    home = write_home(settings, genesis, ledger.chain, key, socket)
+    home = write_home(settings, genesis, _beginning(settings, ledger, key), key, socket)
     child = ChildProcess("cometbft", [str(binary), "start", "--home", str(home)], home / "log.txt")
     engine = CometEngine(settings, ledger, child, socket)
     await engine.server.start()
@@ -254,6 +265,20 @@ async def open_comet(
     background.start("cometbft's state", engine.look())
     child.start()
     return engine
+
+
+def _beginning(settings: LedgerSettings, ledger: HostedLedger, key: PrivateKey) -> Beginning:
+    """Raises Corrupt (`no_engine`) where CometBFT has decided blocks before and its folder is gone."""
+    folder, last = Path(settings.state_dir), ledger.chain.last_height
+    begun = has_begun(settings)
+    if not begun and not ledger.untouched:
+        raise Corrupt(
+            f"this ledger stands at block {last}, which CometBFT decided, and {home_of(settings)} is gone; restore "
+            f"it, or remove {folder} and join anew",
+            code="no_engine",
+        )
+    signed = Signer(key, ledger.chain.chain_id, FolderDisk(folder)).last if not begun else (0, 0, 0)
+    return beginning_of(ledger.genesis, ledger.chain, signed)
 
 
 def _socket_path(settings: LedgerSettings) -> Path:

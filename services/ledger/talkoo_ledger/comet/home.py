@@ -13,24 +13,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from talkoo_consensus.chain import MESSAGE_DELAY_NS, NO_GAS_LIMIT, PRECISION_NS, ChainState
-from talkoo_consensus.types import MAX_BLOCK_BYTES
+from talkoo_consensus.chain import MESSAGE_DELAY_NS, NO_GAS_LIMIT, PRECISION_NS
+from talkoo_consensus.evidence import EvidenceParams
+from talkoo_consensus.types import MAX_BLOCK_BYTES, MAX_EVIDENCE_BYTES
 
 from talkoo_core.errors import Corrupt, InvalidInput, NotFound
 from talkoo_core.signing import PrivateKey
+from talkoo_ledger.abci.beginning import Beginning
 from talkoo_ledger.genesis import Genesis
 from talkoo_ledger.mempool import MAX_BYTES, MAX_TXS
 from talkoo_ledger.settings import LedgerSettings
 from talkoo_runtime.disk import write_atomic
 from talkoo_runtime.keys import new_key
 
+GENESIS_FILE = "genesis.json"
 KEY_TYPE = "tendermint/PrivKeyEd25519"
 PUBLIC_KEY_TYPE = "tendermint/PubKeyEd25519"
 CACHE_TXS = 4 * MAX_TXS
 RPC_BODY_BYTES = 4 * 1024 * 1024
-EVIDENCE_BYTES = 1024 * 1024
-EVIDENCE_AGE_NS = 10**9
-"""CometBFT's evidence expires when it is too old in blocks *and* in time; ours by blocks alone, so this is short."""
 TRUST_PERIOD_S = 168 * 3_600
 PROPOSE_TIMEOUT_MS = 3_000
 
@@ -51,6 +51,11 @@ def home_of(settings: LedgerSettings) -> Path:
     return Path(settings.state_dir) / "comet"
 
 
+def has_begun(settings: LedgerSettings) -> bool:
+    """Whether this ledger's chain has been given to CometBFT."""
+    return (home_of(settings) / "config" / GENESIS_FILE).exists()
+
+
 def ensure_node_key(home: Path) -> str:
     """The node's id in CometBFT's network: the address of a key that is made on the first call."""
     path = home / "config" / "node_key.json"
@@ -63,21 +68,20 @@ def ensure_node_key(home: Path) -> str:
         raise Corrupt(f"{path} is not a node key ({error}); restore it, or delete it to get a new id") from None
 
 
-def write_home(settings: LedgerSettings, genesis: Genesis, chain: ChainState, key: PrivateKey, socket: Path) -> Path:
-    """Everything CometBFT reads at its start. `chain`: of genesis, or the one to go on from. Returns the home."""
+def write_home(settings: LedgerSettings, genesis: Genesis, beginning: Beginning, key: PrivateKey, socket: Path) -> Path:
+    """Everything CometBFT reads at its start; `beginning` counts for the first one. Returns the home."""
     home = home_of(settings)
     ensure_node_key(home)
     config, data = home / "config", home / "data"
     data.mkdir(parents=True, exist_ok=True)
-    public = key.public
     validator = {
-        "address": public.address.hex().upper(),
-        "pub_key": {"type": PUBLIC_KEY_TYPE, "value": _base64(public.raw)},
+        "address": key.public.address.hex().upper(),
+        "pub_key": {"type": PUBLIC_KEY_TYPE, "value": _base64(key.public.raw)},
         "priv_key": _private(key),
     }
     write_atomic(config / "priv_validator_key.json", _json(validator), mode=0o600)
-    if not (config / "genesis.json").exists():
-        write_atomic(config / "genesis.json", _json(genesis_document(genesis, chain)))
+    if not has_begun(settings):
+        write_atomic(config / GENESIS_FILE, _json(genesis_document(genesis, beginning)))
     state = data / "priv_validator_state.json"
     if not state.exists():
         if any(data.iterdir()):
@@ -86,28 +90,30 @@ def write_home(settings: LedgerSettings, genesis: Genesis, chain: ChainState, ke
                 "organization rotate its consensus key",
                 code="sign_state_damaged",
             )
-        write_atomic(state, _json({"height": "0", "round": 0, "step": 0}), mode=0o600)
+        height, round_, step = beginning.signed
+        write_atomic(state, _json({"height": str(height), "round": round_, "step": step}), mode=0o600)
     write_atomic(config / "config.toml", configuration(settings, home, socket).encode())
     return home
 
 
-def genesis_document(genesis: Genesis, chain: ChainState) -> dict[str, Any]:
+def genesis_document(genesis: Genesis, beginning: Beginning) -> dict[str, Any]:
     """CometBFT's genesis: the same chain id, time, validators, limits and state root as our own engine's chain has."""
+    evidence = EvidenceParams.within_unbonding(genesis.params["unbonding_blocks"])
     return {
-        "genesis_time": rfc3339(genesis.genesis_time_ns),
+        "genesis_time": rfc3339(beginning.time_ns),
         "chain_id": genesis.chain_id,
-        "initial_height": str(genesis.initial_height),
+        "initial_height": str(beginning.height),
         "consensus_params": {
             "block": {"max_bytes": str(MAX_BLOCK_BYTES), "max_gas": str(NO_GAS_LIMIT)},
             "evidence": {
-                "max_age_num_blocks": str(max(genesis.params["unbonding_blocks"], 1)),
-                "max_age_duration": str(EVIDENCE_AGE_NS),
-                "max_bytes": str(EVIDENCE_BYTES),
+                "max_age_num_blocks": str(evidence.max_age_blocks),
+                "max_age_duration": str(evidence.max_age_ns),
+                "max_bytes": str(MAX_EVIDENCE_BYTES),
             },
             "validator": {"pub_key_types": ["ed25519"]},
-            "version": {"app": str(chain.app_version)},
+            "version": {"app": str(beginning.app_version)},
             "synchrony": {"precision": str(PRECISION_NS), "message_delay": str(MESSAGE_DELAY_NS)},
-            "feature": {"vote_extensions_enable_height": "0", "pbts_enable_height": str(genesis.initial_height)},
+            "feature": {"vote_extensions_enable_height": "0", "pbts_enable_height": str(beginning.height)},
         },
         "validators": [
             {
@@ -116,9 +122,9 @@ def genesis_document(genesis: Genesis, chain: ChainState) -> dict[str, Any]:
                 "power": str(validator.power),
                 "name": "",
             }
-            for validator in chain.validators.validators
+            for validator in beginning.validators.validators
         ],
-        "app_hash": chain.app_hash.hex().upper(),
+        "app_hash": beginning.app_hash.hex().upper(),
         "app_state": genesis.sha256().hex(),
     }
 
