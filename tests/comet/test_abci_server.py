@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from talkoo_api.abci.v1 import abci_pb2
-from talkoo_api.ledger.v1 import tx_pb2
+from talkoo_api.ledger.v1 import state_pb2, tx_pb2
 from talkoo_consensus.chain import make_block
 from talkoo_consensus.encoding import block_id_of, header_hash, results_hash
 from talkoo_consensus.types import EMPTY_COMMIT, Block, BlockIdFlag, Commit, CommitSig
@@ -22,6 +22,8 @@ from talkoo_ledger.abci.server import MAX_MESSAGE_BYTES, AbciServer
 from talkoo_ledger.application import Application, CheckResult, FinalizeRequest, FinalizeResponse
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.genesis import Genesis
+from talkoo_ledger.mempool import MAX_PER_SENDER
+from talkoo_ledger.query import answer
 from talkoo_ledger.snapshots import SnapshotStore
 
 from talkoo_core.errors import Corrupt, InvalidInput
@@ -193,6 +195,43 @@ async def test_pipelined_checks_follow_the_nonces_of_those_before(served: Served
     assert (answers[2].codespace, answers[2].info) == ("conflict", "nonce_gap")
     assert "nonce" in answers[2].log
     assert served.told.checks == [(True, False), (True, False), (False, False), (True, False)]
+
+
+async def test_a_sender_has_its_share_of_the_engines_mempool(served: Served, tmp_path: Path) -> None:
+    """What waits counts, until a block; then what is checked again."""
+    engine = await served.connect()
+    kinds = [abci_pb2.CHECK_TX_TYPE_CHECK] * (MAX_PER_SENDER + 1)
+    for nonce, kind in enumerate(kinds):
+        engine.send(check_tx=abci_pb2.CheckTxRequest(tx=transfer(nonce), type=kind))
+    answers = [(await engine.read()).check_tx for _ in kinds]
+    assert [answer.code == 0 for answer in answers] == [True] * MAX_PER_SENDER + [False]
+    assert answers[-1].info == "sender_full"
+    other = abci_pb2.CheckTxRequest(tx=transfer(0, sender="bob"), type=abci_pb2.CHECK_TX_TYPE_CHECK)
+    assert (await engine.ask(check_tx=other)).check_tx.code == 0
+    (block,), executor = our_engines_blocks(tmp_path / "ours", [[transfer(0)]])
+    executor.store.close()
+    await engine.ask(finalize_block=finalize(block))
+    await engine.ask(commit=abci_pb2.CommitRequest())
+    for nonce in range(1, MAX_PER_SENDER):
+        again = abci_pb2.CheckTxRequest(tx=transfer(nonce), type=abci_pb2.CHECK_TX_TYPE_RECHECK)
+        assert (await engine.ask(check_tx=again)).check_tx.code == 0
+    last = abci_pb2.CheckTxRequest(tx=transfer(MAX_PER_SENDER), type=abci_pb2.CHECK_TX_TYPE_CHECK)
+    assert (await engine.ask(check_tx=last)).check_tx.code == 0
+
+
+async def test_a_value_is_read_with_its_proof(served: Served) -> None:
+    engine = await served.connect()
+    path, key = "/store/accounts/key", address("alice").encode()
+    found = (await engine.ask(query=abci_pb2.QueryRequest(path=path, data=key, prove=True))).query
+    assert (found.code, found.key) == (0, key)
+    assert state_pb2.Account.FromString(found.value).address == address("alice")
+    ours = answer(served.ledger.application, path, key, 0, prove=True)
+    assert [(op.type, op.key, op.data) for op in found.proof_ops.ops] == [
+        (op.type, op.key, op.data) for op in ours.proof_ops
+    ]
+    wrong = (await engine.ask(query=abci_pb2.QueryRequest(path="/nowhere", data=key))).query
+    assert wrong.code != 0
+    assert "/nowhere" in wrong.log
 
 
 async def test_blocks_of_our_own_engine_give_the_same_roots_over_abci(served: Served, tmp_path: Path) -> None:

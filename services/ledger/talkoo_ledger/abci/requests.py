@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
 from talkoo_api.abci.v1 import abci_pb2
 
-from talkoo_core.errors import Corrupt, InvalidInput, TalkooError
+from talkoo_core.errors import Corrupt, Exhausted, InvalidInput
 from talkoo_ledger.abci import convert
 from talkoo_ledger.abci.beginning import beginning_of
 from talkoo_ledger.abci.hosted import HostedLedger
 from talkoo_ledger.application import CheckResult
+from talkoo_ledger.mempool import MAX_PER_SENDER
+from talkoo_ledger.query import answer
 from talkoo_ledger.snapshots import FORMAT, Restore, SnapshotStore
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,8 @@ class Requests:
         self._ledger = ledger
         self._snapshots = snapshots
         self._told = told
+        self._by_sender: Counter[str] = Counter()
+        """Transactions that were checked since the last block, so those that wait."""
         self._restore: Restore | None = None
         self._failed_restores = 0
         self._answers: dict[str, Callable[[abci_pb2.Request], abci_pb2.Response]] = {
@@ -117,24 +122,30 @@ class Requests:
     # --- reading, and the engine's mempool ---
 
     def _query(self, request: abci_pb2.Request) -> abci_pb2.Response:
+        """As the RPC of our own engine answers `abci_query`."""
         asked = request.query
-        begin, _, module_and_end = asked.path.partition("/store/")
-        module, _, end = module_and_end.partition("/")
-        response = abci_pb2.QueryResponse(key=asked.data)
-        try:
-            if begin or end != "key":
-                raise InvalidInput(f"{asked.path!r} is no path; ask for /store/<module>/key", code="unknown_path")
-            found = self._ledger.application.query(module, asked.data.decode("utf-8", "replace"))
-            response.value, response.height = found.value or b"", found.height
-        except TalkooError as error:
-            response.code, response.codespace, response.log = 1, error.family, error.message
+        found = answer(self._ledger.application, asked.path, asked.data, asked.height, asked.prove)
+        ops = [abci_pb2.ProofOp(type=op.type, key=op.key, data=op.data) for op in found.proof_ops]
+        response = abci_pb2.QueryResponse(
+            code=found.code, log=found.log, key=found.key, value=found.value, height=found.height
+        )
+        response.proof_ops.ops.extend(ops)
         return abci_pb2.Response(query=response)
 
     def _check_tx(self, request: abci_pb2.Request) -> abci_pb2.Response:
-        data = request.check_tx.tx
-        result = self._ledger.application.check_tx(data)
-        self._told.checked(data, result, again=request.check_tx.type == abci_pb2.CHECK_TX_TYPE_RECHECK)
+        data, again = request.check_tx.tx, request.check_tx.type == abci_pb2.CHECK_TX_TYPE_RECHECK
+        result = self._ledger.application.check_tx(data, None if again else self._admit)
+        if result.code == 0:
+            self._by_sender[result.sender] += 1
+        self._told.checked(data, result, again=again)
         return abci_pb2.Response(check_tx=convert.check_response(result))
+
+    def _admit(self, sender: str) -> None:
+        """The engine's mempool knows no senders; each has its share of it as in our own. Raises Exhausted."""
+        if self._by_sender[sender] >= MAX_PER_SENDER:
+            raise Exhausted(
+                f"{MAX_PER_SENDER} transactions of {sender} wait already; let some become final", code="sender_full"
+            )
 
     # --- blocks ---
 
@@ -161,6 +172,7 @@ class Requests:
 
     def _commit(self) -> abci_pb2.Response:
         retain_height = self._told.committed(self._ledger.commit())
+        self._by_sender.clear()  # what still waits is checked again now
         return abci_pb2.Response(commit=abci_pb2.CommitResponse(retain_height=retain_height))
 
     # --- snapshots ---
