@@ -17,9 +17,17 @@ from typing import Final, TypeAlias
 
 from talkoo_consensus.chain import ChainState
 from talkoo_consensus.encoding import block_id_key, decode_evidence, encode_evidence, encode_evidence_list
-from talkoo_consensus.types import MAX_EVIDENCE_BYTES, Block, ConflictingVotes, DuplicateVoteEvidence, Vote
+from talkoo_consensus.types import (
+    MAX_EVIDENCE_BYTES,
+    Block,
+    BlockIdFlag,
+    Commit,
+    ConflictingVotes,
+    DuplicateVoteEvidence,
+    Vote,
+)
 from talkoo_consensus.validators import ValidatorSet
-from talkoo_consensus.verify import verify_vote
+from talkoo_consensus.verify import verify_vote, vote_of_commit
 from talkoo_core.errors import InvalidInput
 from talkoo_core.protowire import BYTES, VARINT, Fields, bytes_field, int_field, message_field
 from talkoo_core.signing import ADDRESS_BYTES
@@ -75,6 +83,18 @@ def form(votes: ConflictingVotes, past: PastHeight) -> DuplicateVoteEvidence | N
         for vote in sorted((votes.first, votes.second), key=lambda vote: block_id_key(vote.block_id))
     )
     return DuplicateVoteEvidence(first, second, past.validators.total_power, found[1].power, past.time_ns)
+
+
+def conflicts(ours: Commit, theirs: Commit) -> tuple[ConflictingVotes, ...]:
+    """Who precommitted a block in one of two verified commits of it, and nil in the same round in the other."""
+    if (ours.height, ours.round, ours.block_id) != (theirs.height, theirs.round, theirs.block_id):
+        return ()
+    voted = {BlockIdFlag.COMMIT, BlockIdFlag.NIL}
+    return tuple(
+        ConflictingVotes(vote_of_commit(ours, index, first), vote_of_commit(theirs, index, second))
+        for index, (first, second) in enumerate(zip(ours.signatures, theirs.signatures, strict=True))
+        if {first.flag, second.flag} == voted
+    )
 
 
 def verify_evidence(evidence: DuplicateVoteEvidence, chain_id: str, past: PastHeight) -> None:

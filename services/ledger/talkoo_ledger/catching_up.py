@@ -117,7 +117,7 @@ class CatchingUp:
         except InvalidInput as lie:
             return lie
         try:
-            check_block(self.chain, block)
+            check_block(self.chain, block, self._executor.evidence.check_decided)
         except InvalidInput as error:
             raise Diverged(block.header.height, block.header.app_hash, error.message) from None
         self._execute(commit.round, block_id, block, commit)

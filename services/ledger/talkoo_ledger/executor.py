@@ -6,18 +6,21 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from talkoo_api.ledger.v1 import service_pb2, state_pb2
 from talkoo_consensus.chain import ChainState, advance, genesis_state
-from talkoo_consensus.encoding import decode_commit, encode_block, encode_commit
-from talkoo_consensus.types import EMPTY_COMMIT, Block, BlockId, Commit, TxResult
+from talkoo_consensus.encoding import decode_block, decode_commit, encode_block, encode_commit
+from talkoo_consensus.evidence import EvidenceParams, EvidencePool, PastHeight
+from talkoo_consensus.types import EMPTY_COMMIT, Block, BlockId, Commit, DuplicateVoteEvidence, TxResult
 from talkoo_consensus.validators import Validator
 
 from talkoo_core.errors import Corrupt, InvalidInput
 from talkoo_core.signing import address_of
 from talkoo_ledger.application import Application, FinalizeRequest, FinalizeResponse
 from talkoo_ledger.genesis import Genesis
+from talkoo_ledger.misbehavior import proven_by
 from talkoo_ledger.store import BlockStore, StoredBlock
 from talkoo_ledger.wire import event_proto, tx_result_proto
 from talkoo_runtime.clock import Clock
@@ -62,6 +65,13 @@ class Executor:
         self._clock = clock
         self._decided = asyncio.Event()
         self._organization_of = {address_of(bytes.fromhex(o.consensus_key)): o.name for o in genesis.organizations}
+        self.evidence = EvidencePool(EvidenceParams.within_unbonding(genesis.params["unbonding_blocks"]), self._past)
+        self.evidence_found: tuple[DuplicateVoteEvidence, ...] = ()
+        """New to this node with the last block; the peers are to be told."""
+        self._deciding: Block | None = None
+        kept = self.store.evidence()
+        if kept is not None:
+            self.evidence.restore(kept)
         stored = self.store.chain()
         self.chain = self._begin() if stored is None else self._restore(stored)
 
@@ -95,7 +105,12 @@ class Executor:
         """
         began = self._clock.now_ns()
         request = FinalizeRequest(
-            block.header.height, block_id.hash, block.header.time_ns, block.header.proposer_address, block.data.txs
+            block.header.height,
+            block_id.hash,
+            block.header.time_ns,
+            block.header.proposer_address,
+            block.data.txs,
+            proven_by(block),
         )
         response = self.application.finalize_block(request)
         changes = self.application.commit()
@@ -103,6 +118,7 @@ class Executor:
         updates = [Validator.of(update.public_key, update.power) for update in response.validator_updates]
         chain = advance(self.chain, block, block_id, results, response.app_hash, updates)
         stored = self._stored(request, response, encode_block(block), encode_commit(commit), round_)
+        stored = replace(stored, evidence=self._evidence_after(block, chain))
         keep_from = chain.last_height - self._retain_blocks + 1 if self._retain_blocks else 0
         self.store.save(stored, changes, chain, keep_from)
         self.chain = chain
@@ -110,6 +126,25 @@ class Executor:
         self._tell_followers()
         self._trace(stored.events, began)
         return [hashlib.sha256(data).digest() for data in block.data.txs]
+
+    def _evidence_after(self, block: Block, chain: ChainState) -> bytes | None:
+        """What the store has to keep of the pool, None when that has not changed."""
+        self._deciding = block
+        self.evidence_found = self.evidence.after_block(chain, block)
+        self._deciding = None
+        if not self.evidence.changed:
+            return None
+        self.evidence.changed = False
+        return self.evidence.encoded()
+
+    def _past(self, height: int) -> PastHeight | None:
+        """A decided height as evidence needs it; None where it is not held any more, or never was."""
+        if self._deciding is not None and height == self._deciding.header.height:
+            return PastHeight(self._deciding.header.time_ns, self.chain.validators)
+        decided, validators = self.store.decided(height), self.store.validators(height)
+        if decided is None or validators is None:
+            return None
+        return PastHeight(decode_block(decided[0]).header.time_ns, validators)
 
     def adopt(self, entries: Sequence[tuple[str, str, bytes]], chain: ChainState, commit: Commit) -> None:
         """Go on behind a verified snapshot. Raises Corrupt where the entries are not what the chain's root says."""

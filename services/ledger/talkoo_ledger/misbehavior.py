@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from talkoo_consensus.types import Block
+
 
 @dataclass(frozen=True, slots=True)
 class Misbehavior:
@@ -18,3 +20,18 @@ class Misbehavior:
     height: int
     time_ns: int
     total_power: int
+
+
+def proven_by(block: Block) -> tuple[Misbehavior, ...]:
+    """What a decided block proves, in its order."""
+    return tuple(
+        Misbehavior(
+            "duplicate_vote",
+            evidence.validator_address,
+            evidence.validator_power,
+            evidence.height,
+            evidence.timestamp_ns,
+            evidence.total_voting_power,
+        )
+        for evidence in block.evidence
+    )

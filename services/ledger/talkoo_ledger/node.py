@@ -22,6 +22,7 @@ from talkoo_consensus.driver import Driver
 from talkoo_consensus.encoding import (
     block_id_of,
     encode_block,
+    encode_evidence_list,
     encode_proposal,
     encode_vote,
 )
@@ -56,6 +57,7 @@ from talkoo_ledger.executor import Executor
 from talkoo_ledger.gossip import Gossip, batches
 from talkoo_ledger.intake import Intake, PeerTrouble
 from talkoo_ledger.mempool import Mempool
+from talkoo_ledger.offences import Offences
 from talkoo_ledger.settings import LedgerSettings
 from talkoo_ledger.sign_state import DoubleSignRefused, Signer
 from talkoo_ledger.snapshotting import SnapshotKeeper
@@ -122,6 +124,7 @@ class Node:
         self._building: BuildValue | None = None
         self._build_timer_ms = 0
         """The interval that a pending BuildNow waits for; 0: none is pending."""
+        self._offences = Offences(executor, self.mesh, address)
         self._gossip = Gossip(mempool, self.mesh, self._bell.set, self.work_arrived)
         self._logged: frozenset[Event] = frozenset()
         self._failed = False
@@ -259,13 +262,8 @@ class Node:
                 self._start_height(commit)
             case Redeliver(message):
                 self._feed(message)
-            case ReportEvidence(evidence):
-                log.warning(
-                    "validator %s voted twice at height %d, round %d",
-                    evidence.first.validator_address.hex(),
-                    evidence.first.height,
-                    evidence.first.round,
-                )
+            case ReportEvidence(votes):
+                self._offences.voted_twice(votes)
 
     def _can_hear_proposer(self, round_: int) -> bool:
         proposer = self.chain.validators.proposer_of_round(round_).address
@@ -294,13 +292,15 @@ class Node:
         building, self._building = self._building, None
         if building is None or building.height != self.chain.height:
             return
-        txs = self.executor.application.prepare_proposal(self.mempool.transactions(), self.executor.max_block_bytes)
-        block = make_block(self.chain, txs, building.last_commit, self._clock.now_ns(), self._address)
+        evidence = self.executor.evidence.pending(self.chain)
+        room_bytes = max(self.executor.max_block_bytes - len(encode_evidence_list(evidence)), 0)
+        txs = self.executor.application.prepare_proposal(self.mempool.transactions(), room_bytes)
+        block = make_block(self.chain, txs, building.last_commit, self._clock.now_ns(), self._address, evidence)
         self._feed(ValueBuilt(building.height, building.round, block, block_id_of(block)))
 
     def _is_valid(self, block: Block) -> bool:
         try:
-            check_block(self.chain, block)
+            check_block(self.chain, block, self.executor.evidence.check)
         except InvalidInput as error:
             log.warning("refused the proposed block %d: %s", block.header.height, error)
             return False
@@ -330,10 +330,12 @@ class Node:
             self._flush()  # the peers need not wait for our votes until we have executed
         final = self.executor.execute(round_, block_id, block, commit)
         self.mempool.after_block(final)
+        self._offences.after_block(block)
         self.peers.members_may_have_changed()
         self.snapshots.after_block(block.header.height)
 
     def _start_height(self, commit: Commit) -> None:
+        self._offences.height_ended(commit)
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
@@ -378,6 +380,8 @@ class Node:
             return self._peer_block(organization, message.block)
         if kind == "proposal":
             self._intake.proposal(organization, message.proposal)
+        elif kind == "evidence":
+            self._offences.heard(organization, message.evidence)
         elif kind == "step":
             self._peer_step(organization, message.step)
         else:
@@ -402,6 +406,7 @@ class Node:
     def _opening(self) -> Iterator[service_pb2.PeerMessage]:
         yield from self._height_messages()
         yield self._round_step()
+        yield from self._offences.messages()
         yield from batches(self.mempool.transactions())
 
     def _height_messages(self) -> Iterator[service_pb2.PeerMessage]:

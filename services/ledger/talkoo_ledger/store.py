@@ -53,6 +53,8 @@ class StoredBlock:
     events: service_pb2.BlockEvents
     module_roots: Mapping[str, bytes] = field(default_factory=dict)
     """Roots of the state's modules after the block. Written; read by `BlockStore.module_roots` alone."""
+    evidence: bytes | None = None
+    """The pool of evidence behind the block; None: as before. Written; read by `BlockStore.evidence` alone."""
 
 
 class _Results(msgspec.Struct, array_like=True, frozen=True):
@@ -121,6 +123,8 @@ class BlockStore:
         )
         self._put_entries(cursor, changes)
         cursor.execute("INSERT OR REPLACE INTO meta VALUES ('chain', ?)", (msgspec.msgpack.encode(chain),))
+        if stored.evidence is not None:
+            cursor.execute("INSERT OR REPLACE INTO meta VALUES ('evidence', ?)", (stored.evidence,))
 
     def _prune(self, cursor: sqlite3.Cursor, keep_from: int) -> None:
         """SQLite uses the freed pages again, so the file stops growing."""
@@ -225,6 +229,11 @@ class BlockStore:
         """Roots of the state's modules after a block; empty for a height that is not here."""
         row = self._one("SELECT roots FROM roots WHERE height = ?", height)
         return {} if row is None else msgspec.msgpack.decode(row[0], type=dict[str, bytes])
+
+    def evidence(self) -> bytes | None:
+        """What the last block that changed it left of the pool of evidence."""
+        row = self._one("SELECT value FROM meta WHERE name = 'evidence'")
+        return None if row is None else bytes(row[0])
 
     def commit(self, height: int) -> bytes | None:
         """None for a height that is not here."""

@@ -8,26 +8,29 @@ the ledger nodes run; the root of the resulting state has to stand in the next h
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from talkoo_api.ledger.v1 import service_pb2, state_pb2, tx_pb2
 from talkoo_consensus import chain as consensus_chain
 from talkoo_consensus.encoding import block_id_of, decode_block, decode_commit
-from talkoo_consensus.types import Block, TxResult
+from talkoo_consensus.evidence import PastHeight, verify_evidence
+from talkoo_consensus.types import Block, DuplicateVoteEvidence, TxResult
 from talkoo_consensus.validators import Validator
 from talkoo_consensus.verify import verify_commit
 from talkoo_ledger.application import Application, FinalizeRequest, FinalizeResponse
 from talkoo_ledger.context import Event
 from talkoo_ledger.genesis import parse_genesis
+from talkoo_ledger.misbehavior import proven_by
 from talkoo_ledger.transition import TxResult as AppliedTx
 from talkoo_ledger.transition import holdings
 
 from talkoo.verification.evidence import Evidence, SeenTx, SegmentKey, Slash
 from talkoo.verification.report import Tally
-from talkoo_core.errors import TalkooError
+from talkoo_core.errors import InvalidInput, TalkooError
 
 STAKE_KINDS = ("bond", "unbond", "register_node")
 """Transactions that change a stake."""
+HEIGHTS_KEPT_FACTOR = 4
 
 
 class ChainBroken(Exception):
@@ -54,6 +57,9 @@ class Replay:
             if organization.stake_utlk > 0
         ]
         self._chain = consensus_chain.genesis_state(genesis.chain_id, genesis.genesis_time_ns, validators, app_hash)
+        self._past: dict[int, PastHeight] = {}
+        """The heights that double votes may be about: those of one unbonding period, and some more."""
+        self._most_past = HEIGHTS_KEPT_FACTOR * max(genesis.params["unbonding_blocks"], 1)
 
     @property
     def tallies(self) -> tuple[Tally, ...]:
@@ -70,6 +76,7 @@ class Replay:
             time_ns=block.header.time_ns,
             proposer_address=block.header.proposer_address,
             txs=block.data.txs,
+            misbehavior=proven_by(block),
         )
         try:
             response = self._application.finalize_block(request)
@@ -79,6 +86,8 @@ class Replay:
         self._apply()
         for key in decided:
             self.evidence.powers[key] = {each.name: each.power for each in self._application.state.organizations.all()}
+        self._past[height] = PastHeight(block.header.time_ns, self._chain.validators)
+        self._past.pop(height - self._most_past, None)
         self._chain = consensus_chain.advance(
             self._chain,
             block,
@@ -124,12 +133,20 @@ class Replay:
                 f"{self._chain.app_hash.hex()[:16]}",
             )
         try:
-            consensus_chain.check_block(self._chain, block)
+            consensus_chain.check_block(self._chain, block, self._check_double_votes)
         except TalkooError as error:
             raise self._broken(self.blocks, f"block {height}: {error}") from error
         self.blocks.expect(True, "")
         self.state.expect(True, "")
         return block
+
+    def _check_double_votes(self, chain: consensus_chain.ChainState, evidence: Sequence[DuplicateVoteEvidence]) -> None:
+        """Raises InvalidInput (code `bad_evidence`) where a validator is accused of what it has not signed."""
+        for piece in evidence:
+            past = self._past.get(piece.height)
+            if past is None:
+                raise InvalidInput(f"it holds double votes of height {piece.height}, too long ago", code="bad_evidence")
+            verify_evidence(piece, chain.chain_id, past)
 
     def _commit(self, raw: service_pb2.RawBlock, block: Block, height: int) -> None:
         try:

@@ -709,10 +709,13 @@ class PeerMessage(_message.Message):
     NEIGHBOURS_FIELD_NUMBER: _builtins.int
     ASK_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     proposal: _builtins.bytes
     """CometBFT encoding of the signed proposal"""
     vote: _builtins.bytes
     """CometBFT encoding of the signed vote"""
+    evidence: _builtins.bytes
+    """CometBFT encoding of a DuplicateVoteEvidence"""
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -739,12 +742,13 @@ class PeerMessage(_message.Message):
         neighbours: Global___Neighbours | None = ...,
         ask: Global___Ask | None = ...,
         answer: Global___Answer | None = ...,
+        evidence: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "ask", b"ask", "block", b"block", "hello", b"hello", "message", b"message", "neighbours", b"neighbours", "proposal", b"proposal", "step", b"step", "txs", b"txs", "vote", b"vote"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "ask", b"ask", "block", b"block", "evidence", b"evidence", "hello", b"hello", "message", b"message", "neighbours", b"neighbours", "proposal", b"proposal", "step", b"step", "txs", b"txs", "vote", b"vote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "ask", b"ask", "block", b"block", "hello", b"hello", "message", b"message", "neighbours", b"neighbours", "proposal", b"proposal", "step", b"step", "txs", b"txs", "vote", b"vote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "ask", b"ask", "block", b"block", "evidence", b"evidence", "hello", b"hello", "message", b"message", "neighbours", b"neighbours", "proposal", b"proposal", "step", b"step", "txs", b"txs", "vote", b"vote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "proposal", "block", "vote", "txs", "step", "neighbours", "ask", "answer"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "proposal", "block", "vote", "txs", "step", "neighbours", "ask", "answer", "evidence"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
