@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, tx_pb2
 from talkoo_consensus.chain import check_block
 from talkoo_consensus.encoding import block_id_of, decode_block, decode_commit
@@ -24,11 +25,12 @@ from talkoo_ledger.state import State
 from talkoo_runtime.clock import SystemClock
 from talkoo_runtime.transactions import sign_transaction, transaction_hash
 from talkoo_sim.comet_processes import CometLedgers
+from talkoo_sim.dying_node import Plan
 from talkoo_sim.ledger_chain import address, key_of, make_genesis
 from talkoo_sim.ledger_processes import Ledgers
 
 Federation = Callable[..., CometLedgers]
-KILLS = int(os.environ.get("TALKOO_COMET_KILLS", "6"))
+KILLS = int(os.environ.get("TALKOO_COMET_KILLS", "4"))
 """How often processes are killed in one test; more for a longer run."""
 
 
@@ -139,6 +141,34 @@ async def test_a_node_goes_on_when_its_cometbft_or_itself_is_killed(federation: 
     chains = [[raw for raw in await ledgers.blocks(name) if raw.height <= height] for name in ledgers.names]
     assert all([raw.block for raw in chain] == [raw.block for raw in chains[0]] for chain in chains)
     replayed(ledgers.genesis, tmp_path / "replay", chains[0]).store.close()
+
+
+@pytest.mark.parametrize("how", ["before", "during", "after"])
+async def test_a_ledger_killed_while_it_commits_a_block_is_given_what_it_lacks(
+    federation: Federation, tmp_path: Path, how: str
+) -> None:
+    """Between CometBFT's FinalizeBlock and its Commit, in the middle of ours, and before CometBFT knows of it."""
+    ledgers = federation()
+    ledgers.start()
+    await ledgers.reach(1)
+    ledgers.stop("west")
+    plan = Plan("kill", how, 4, only="COMMIT")
+    ledgers.launcher = ("-m", "talkoo_sim.dying_node", plan.encoded())
+    ledgers.start("west")
+
+    async def died() -> bool:
+        return ledgers.processes["west"].poll() == -signal.SIGKILL
+
+    txs = transfers(ledgers.genesis, 10, 100)
+    await send(ledgers, "north", txs)
+    await ledgers.eventually(died, f"west is killed {how} a COMMIT")
+    ledgers.launcher = ("-m", "talkoo_ledger")
+    ledgers.start("west")
+    assert {result.code for result in await final(ledgers, "west", txs)} == {0}
+    height = (await ledgers.client("north").status()).height + 2
+    await ledgers.reach(height, "west", "north")
+    chains = [[raw.block for raw in await ledgers.blocks(name)][:height] for name in ("west", "north")]
+    assert chains[0] == chains[1]
 
 
 async def test_a_node_joins_by_state_sync_from_our_snapshots(federation: Federation) -> None:
