@@ -17,6 +17,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from talkoo_sim.wire_recorder import WireRecorder
 RECORDER = "watch"
 HEALTHY = ("-m", "talkoo_ledger")
 HOW = ("before", "after", "during")
+KINDS = ("", "pwrite", "fdatasync", "COMMIT")
+"""Points are counted over all calls (most are of the block store), and over those of log, sign state and decision."""
 RANDOM_WAIT_S = 0.4
 DIES_WITHIN_S = 60.0
 REJOIN_DEADLINE_S = 60.0
@@ -76,6 +79,16 @@ def genesis_with_recorder() -> Genesis:
     return msgspec.structs.replace(genesis, organizations=[*genesis.organizations, listener])
 
 
+def plans(first_point: int) -> Iterator[tuple[str, Plan]]:
+    """Without end: whom to kill next, and where. Every point is struck in all three ways before the next one's turn."""
+    cycle = 0
+    while True:
+        turn, kind = divmod(cycle, len(KINDS))
+        victim = ORGANIZATIONS[(cycle + turn) % len(ORGANIZATIONS)]
+        yield victim, Plan("kill", HOW[turn % len(HOW)], first_point + turn // len(HOW), KINDS[kind])
+        cycle += 1
+
+
 class CrashRun:
     """One federation in `folder`; `run` kills `kills` times and returns what came of it."""
 
@@ -97,15 +110,12 @@ class CrashRun:
             asyncio.create_task(self._transfer("alice", "north")),
             asyncio.create_task(self._transfer("bob", "east")),
         ]
-        cycle = 0
-        while self.outcome.kills < kills:
-            victim = ORGANIZATIONS[cycle % len(ORGANIZATIONS)]
-            # Every point is struck in all three ways before the next one's turn.
-            plan = Plan("kill", HOW[cycle % len(HOW)], first_point + cycle // len(HOW))
+        for victim, plan in plans(first_point):
+            if self.outcome.kills >= kills:
+                break
             await self._random_kill(victim)
             await self._kill_at(victim, plan)
             await self._rejoin(victim)
-            cycle += 1
         for task in work:
             task.cancel()
         for ended in await asyncio.gather(*work, return_exceptions=True):

@@ -112,7 +112,7 @@ class FaultyDisk:
 
     def holds(self, target: int | str | os.PathLike[str]) -> bool:
         """Whether a descriptor or path lies in the state folder."""
-        path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else os.fspath(target)
+        path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else os.path.abspath(target)
         return Path(path).is_relative_to(self.state_dir)
 
 
@@ -192,7 +192,7 @@ def _connection_on(disk: FaultyDisk) -> type[sqlite3.Connection]:
 def main() -> None:
     plan, sys.argv = Plan.decoded(sys.argv[1]), [sys.argv[0], *sys.argv[2:]]
     settings = tomllib.loads(Path(sys.argv[sys.argv.index("--settings") + 1]).read_text())
-    wrap(FaultyDisk(plan, Path(settings["state_dir"])))
+    wrap(FaultyDisk(plan, Path(settings["state_dir"]).resolve()))
     runpy.run_module("talkoo_ledger", run_name="__main__")
 
 
