@@ -1,12 +1,21 @@
-"""RFC 8032's vectors, and the corner cases in which ZIP-215 (CometBFT's rule) and other readings of Ed25519 differ."""
+"""RFC 8032's vectors, and the corner cases in which ZIP-215 (CometBFT's rule) and other readings of Ed25519 differ.
+
+signatures.json holds published corner cases (Wycheproof and others, see its `sources`) with the verdict of CometBFT
+v1.0.1 itself, printed by vectors/signatures/main.go.
+"""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from talkoo_core.errors import InvalidInput
 from talkoo_core.signing import PrivateKey, PublicKey, address_of
 
+PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "signatures.json").read_text())
 raw = bytes.fromhex
 
 RFC_8032 = [  # seed, public key, message, signature: section 7.1, tests 1 to 3
@@ -93,3 +102,49 @@ def test_an_address_is_twenty_bytes_and_a_seed_stays_out_of_texts() -> None:
     assert len(key.public.address) == 20
     assert "seed" not in repr(key)
     assert "_secret" not in repr(key)
+
+
+# Published corner cases
+
+
+def _verdict(case: dict[str, Any]) -> bool:
+    return PublicKey(raw(case["key"])).verify(raw(case["signature"]), raw(case["message"]))
+
+
+@pytest.mark.parametrize(
+    ("source", "count", "accepted"),
+    [("wycheproof", 151, 89), ("small_order", 196, 196), ("speccheck", 12, 9), ("combinations", 768, 768)],
+)
+def test_published_corner_cases_are_judged_as_cometbft_judges_them(source: str, count: int, accepted: int) -> None:
+    cases = PUBLISHED[source]
+    assert [_verdict(case) for case in cases] == [case["cometbft"] for case in cases]
+    assert (len(cases), sum(case["cometbft"] for case in cases)) == (count, accepted)
+
+
+ZIP_215_ACCEPTS = {
+    151: "R = (0, 1) is written with the sign of x set. RFC 8032 refuses to decode a zero x with a sign; ZIP-215 takes "
+    "every encoding of a point, because nodes that disagree on one signature would disagree on a block.",
+}
+
+
+def test_wycheproof_is_followed_but_where_zip_215_says_otherwise() -> None:
+    differing = [case for case in PUBLISHED["wycheproof"] if _verdict(case) != (case["result"] == "valid")]
+    assert {case["id"] for case in differing} == set(ZIP_215_ACCEPTS)
+    assert all(case["result"] == "invalid" and case["flags"] == ["InvalidEncoding"] for case in differing)
+
+
+def test_the_vectors_hold_every_pair_of_small_order_encodings() -> None:
+    """Fourteen encodings, six of them not canonical, as key and as commitment."""
+    cases = PUBLISHED["small_order"]
+    keys, commitments = {case["key"] for case in cases}, {case["signature"][:64] for case in cases}
+    assert (len(keys), keys) == (14, commitments)
+    assert len({(case["key"], case["signature"]) for case in cases}) == 14 * 14
+    assert set(SMALL_ORDER) < keys
+
+
+def test_one_changed_bit_anywhere_in_a_signature_or_its_message_is_refused() -> None:
+    _, public, message, signature = RFC_8032[2]
+    for bit in range(8 * (64 + len(raw(message)))):
+        changed = bytearray(raw(signature + message))
+        changed[bit // 8] ^= 1 << bit % 8
+        assert not PublicKey(raw(public)).verify(bytes(changed[:64]), bytes(changed[64:])), bit
