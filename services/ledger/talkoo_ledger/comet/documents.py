@@ -40,6 +40,10 @@ def commit_of(document: Document) -> Commit:
     return _read("commit", lambda: _commit(document))
 
 
+def evidence_of(document: Document) -> DuplicateVoteEvidence:
+    return _read("piece of evidence", lambda: _evidence(document))
+
+
 def time_of(text: str) -> int:
     """RFC 3339 with up to nine digits of a second, to nanoseconds since 1970."""
     moment, _, fraction = text.removesuffix("Z").partition(".")
@@ -54,8 +58,8 @@ def time_of(text: str) -> int:
 def _read(what: str, read: Callable[[], T]) -> T:
     try:
         return read()
-    except (KeyError, TypeError, ValueError) as error:
-        raise Corrupt(f"CometBFT's RPC gave a {what} that cannot be read: {error}", code="malformed") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Corrupt(f"a {what} in CometBFT's JSON cannot be read: {error}", code="malformed") from None
 
 
 def _block(document: Document) -> Block:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from talkoo_ledger.rpc.chain import ChainMethods
 from talkoo_ledger.rpc.documents import Document
+from talkoo_ledger.rpc.evidence import EvidenceMethods
 from talkoo_ledger.rpc.parameters import Kind, Parameter
 from talkoo_ledger.rpc.status import StatusMethods
 from talkoo_ledger.rpc.transactions import TransactionMethods
@@ -53,6 +54,7 @@ PARAMETERS: dict[str, tuple[Parameter, ...]] = {
     "num_unconfirmed_txs": (),
     "tx": (Parameter("hash", Kind.BYTES, "hash_"), PROVE),
     "tx_search": (QUERY, PROVE, *PAGES, ORDER),
+    "broadcast_evidence": (Parameter("evidence", Kind.JSON),),
     "broadcast_tx_async": (TX,),
     "broadcast_tx_sync": (TX,),
     "broadcast_tx_commit": (TX,),
@@ -73,7 +75,7 @@ WEBSOCKET_PARAMETERS: dict[str, tuple[Parameter, ...]] = {
 """Only over a websocket."""
 
 
-def routes_of(*methods: ChainMethods | TransactionMethods | StatusMethods) -> dict[str, Route]:
+def routes_of(*methods: ChainMethods | TransactionMethods | StatusMethods | EvidenceMethods) -> dict[str, Route]:
     """Each method of the table, found by its name in one of the objects."""
     routes: dict[str, Route] = {}
     for name, parameters in PARAMETERS.items():

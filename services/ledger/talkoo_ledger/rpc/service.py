@@ -14,6 +14,7 @@ from talkoo_ledger.executor import begin_chain
 from talkoo_ledger.node import Node
 from talkoo_ledger.rpc.calls import Calls
 from talkoo_ledger.rpc.chain import ChainMethods, ChainReader
+from talkoo_ledger.rpc.evidence import EvidenceMethods
 from talkoo_ledger.rpc.routes import routes_of
 from talkoo_ledger.rpc.searches import Searches
 from talkoo_ledger.rpc.server import RpcApp, RpcServer
@@ -24,23 +25,28 @@ from talkoo_ledger.settings import LedgerSettings
 from talkoo_runtime.supervision import Background
 
 
-def serve_rpc(
-    settings: LedgerSettings, node: Node, engine: Engine, key: PublicKey, background: Background
-) -> Callable[[], Awaitable[None]]:
-    """Listen on `rpc_listen`. Returns how to stop. Raises Exhausted (`port_taken`), InvalidInput (`bad_settings`)."""
+def make_app(settings: LedgerSettings, node: Node, engine: Engine, key: PublicKey) -> tuple[RpcApp, Subscriptions]:
+    """The application over this node's chain, and the subscriptions, which somebody has to run."""
     executor = node.executor
     first = begin_chain(Application(), executor.genesis)
     reader, search = ChainReader(executor), Searches(EventSearch(executor.store.path))
     genesis = genesis_document(executor.genesis, beginning_of(executor.genesis, first, (0, 0, 0)))
-    calls = Calls(
-        routes_of(
-            ChainMethods(reader, search, genesis),
-            TransactionMethods(reader, engine, node.mempool, search),
-            StatusMethods(reader, node, settings, key),
-        )
+    routes = routes_of(
+        ChainMethods(reader, search, genesis),
+        TransactionMethods(reader, engine, node.mempool, search),
+        StatusMethods(reader, node, settings, key),
+        EvidenceMethods(node),
     )
     subscriptions = Subscriptions(reader)
-    server = RpcServer(RpcApp(calls, subscriptions), settings.rpc_listen)
+    return RpcApp(Calls(routes), subscriptions), subscriptions
+
+
+def serve_rpc(
+    settings: LedgerSettings, node: Node, engine: Engine, key: PublicKey, background: Background
+) -> Callable[[], Awaitable[None]]:
+    """Listen on `rpc_listen`. Returns how to stop. Raises Exhausted (`port_taken`), InvalidInput (`bad_settings`)."""
+    app, subscriptions = make_app(settings, node, engine, key)
+    server = RpcServer(app, settings.rpc_listen)
     server.start(background)
     background.start("rpc subscriptions", subscriptions.run())
     return server.stop
