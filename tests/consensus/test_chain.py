@@ -21,10 +21,10 @@ from talkoo_consensus.types import (
     Vote,
 )
 from talkoo_consensus.validators import Validator, ValidatorSet
-from talkoo_consensus.verify import is_block_of, verify_commit, verify_proposal, verify_vote
+from talkoo_consensus.verify import is_block_of, verify_commit, verify_proposal, verify_vote, vote_of_commit
 
 from talkoo_core.errors import InvalidInput
-from talkoo_core.signing import PrivateKey
+from talkoo_core.signing import PrivateKey, PublicKey
 from talkoo_sim.consensus_table import CHAIN_ID, TIME_NS, Table
 
 KEYS = {key.public.address: key for key in (PrivateKey.from_seed(bytes([i]) * 32) for i in range(4))}
@@ -185,3 +185,36 @@ def test_impossible_changes_are_refused() -> None:
         validators.update([replace(v, power=0) for v in validators.validators])
     with pytest.raises(InvalidInput, match="address of its public key"):
         validators.update([replace(member, address=b"x" * 20)])
+
+
+def test_each_signature_is_computed_once_as_a_vote_in_a_commit_in_a_block_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computed: list[bytes] = []
+    verify = PublicKey.verify
+
+    def counting(key: PublicKey, signature: bytes, message: bytes) -> bool:
+        computed.append(signature)
+        return verify(key, signature, message)
+
+    monkeypatch.setattr(PublicKey, "verify", counting)
+    state = _genesis()
+    block = make_block(state, [b"once"], EMPTY_COMMIT, TIME_NS + 77, state.validators.proposer.address)
+    block_id = block_id_of(block)
+    commit = _commit(state.validators, 1, block_id, 4)
+    for index, (sig, validator) in enumerate(zip(commit.signatures, state.validators.validators, strict=True)):
+        for _ in range(2):
+            assert verify_vote(vote_of_commit(commit, index, sig), CHAIN_ID, validator)
+    assert computed == [sig.signature for sig in commit.signatures]
+    after = advance(state, block, block_id, [], b"")
+    second = make_block(after, [], commit, TIME_NS, after.validators.proposer.address)
+    for _ in range(3):
+        verify_commit(CHAIN_ID, state.validators, block_id, 1, commit)
+        check_block(after, second)
+    assert len(computed) == 4
+    forged = replace(vote_of_commit(commit, 0, commit.signatures[0]), signature=bytes(64))
+    for _ in range(2):
+        assert not verify_vote(forged, CHAIN_ID, state.validators.validators[0]), "and a wrong one is never remembered"
+    assert len(computed) == 6
+    for wrong in ("another chain", CHAIN_ID + " "):
+        assert not verify_vote(vote_of_commit(commit, 0, commit.signatures[0]), wrong, state.validators.validators[0])

@@ -17,10 +17,12 @@ from talkoo_consensus.evidence import (
     EvidenceParams,
     EvidencePool,
     PastHeight,
+    conflicts,
     form,
     verify_evidence,
 )
 from talkoo_consensus.types import (
+    ABSENT_SIG,
     EMPTY_COMMIT,
     MAX_EVIDENCE_BYTES,
     NIL_BLOCK_ID,
@@ -369,3 +371,20 @@ def test_one_who_was_no_validator_then_leaves_no_evidence(chain: Chain) -> None:
     stranger = replace(chain.past[1], validators=ValidatorSet(chain.past[1].validators.validators[:1]))
     gone = chain.past[1].validators.validators[-1].address
     assert form(chain.lie(1, gone), stranger) is None
+
+
+def test_two_commits_of_one_block_show_who_precommitted_it_and_nil(chain: Chain) -> None:
+    """A key that signs for some the block and for others nil is found though no node has seen both votes."""
+    chain.decide()
+    ours, index = chain.commit, chain.lie(1).first.validator_index
+    nil = chain.vote(NIL_BLOCK_ID, height=1, type_=SignedType.PRECOMMIT)
+    place = CommitSig(BlockIdFlag.NIL, LIAR, nil.timestamp_ns, nil.signature)
+    theirs = replace(ours, signatures=(*ours.signatures[:index], place, *ours.signatures[index + 1 :]))
+    (found,) = conflicts(ours, theirs)
+    evidence = chain.pool.report(found, chain.state)
+    assert evidence is not None
+    verify_evidence(evidence, CHAIN, chain.past[1])
+    assert {evidence.vote_a, evidence.vote_b} == {nil, found.first}
+    absent = replace(ours, signatures=(*ours.signatures[:index], ABSENT_SIG, *ours.signatures[index + 1 :]))
+    assert conflicts(ours, ours) == conflicts(absent, theirs) == conflicts(EMPTY_COMMIT, theirs) == ()
+    assert conflicts(ours, replace(theirs, round=1)) == ()
