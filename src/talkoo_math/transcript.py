@@ -66,7 +66,7 @@ def decode_transcript(data: bytes) -> Transcript:
     """Raises `Corrupt` (code `bad_transcript`) on anything that is not the one encoding of a transcript."""
     try:
         transcript = _decoder.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"a transcript cannot be read: {error}", code="bad_transcript") from error
     if transcript.version != VERSION:
         raise Corrupt(

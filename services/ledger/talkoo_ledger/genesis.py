@@ -94,7 +94,7 @@ def parse_genesis(data: bytes) -> Genesis:
     """Read a genesis file. Raises InvalidInput (code `bad_genesis`) and says which field is wrong."""
     try:
         return msgspec.json.decode(data, type=Genesis)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _wrong(str(error)) from None
 
 

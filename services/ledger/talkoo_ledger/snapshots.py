@@ -146,7 +146,7 @@ class SnapshotStore:
             return msgspec.msgpack.decode((path / _DESCRIPTION).read_bytes(), type=Snapshot)
         except FileNotFoundError:
             return None
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Corrupt(f"{path} is damaged ({error}); delete that folder, a new snapshot follows") from None
 
 

@@ -190,7 +190,7 @@ class BlockStore:
             return None
         try:
             return msgspec.msgpack.decode(row[0], type=ChainState)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Corrupt(f"{self._path} is damaged ({error}); restore it from a backup or sync anew") from None
 
     def entries(self) -> Iterator[tuple[str, str, bytes]]:

@@ -157,7 +157,7 @@ def load_plan(home: Path) -> FederationPlan | None:
         return None
     try:
         return msgspec.json.decode(path.read_bytes(), type=FederationPlan)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{path} is damaged ({error}); restore it, or remove {home} to begin anew") from None
 
 
