@@ -164,7 +164,7 @@ class Executor:
             proposer=self._organization_of.get(request.proposer_address, ""),
             txs=len(request.txs),
             events=told,
-            size_bytes=len(block),
+            size_bytes=len(block) or sum(map(len, request.txs)),  # another engine's block is not here
             app_hash=response.app_hash,
             round=round_,
         )

@@ -67,7 +67,9 @@ class CometEngine:
             Path(settings.state_dir), ledger.application, settings.snapshot_interval_blocks
         )
         self.child = child
+        # CometBFT answers a connection's calls one after the other, and those with transactions wait while it commits.
         self.rpc = CometRpc(settings.comet.rpc_listen, self._connected)
+        self.reads = CometRpc(settings.comet.rpc_listen, lambda: None)
         self.server = AbciServer(socket, Requests(ledger, self._snapshots.store, self).answer)
         self.catching_up = True
         self.round = 0
@@ -102,7 +104,7 @@ class CometEngine:
         if stored.block:
             return stored  # from the time of our own engine
         block_document, commit_document = await asyncio.gather(
-            self.rpc.call("block", height=str(height)), self.rpc.call("commit", height=str(height))
+            self.reads.call("block", height=str(height)), self.reads.call("commit", height=str(height))
         )
         block = block_of(block_document["block"])
         commit = commit_of(commit_document["signed_header"]["commit"])
@@ -218,7 +220,7 @@ class CometEngine:
         while True:
             try:
                 status, net, consensus = await asyncio.gather(
-                    self.rpc.call("status"), self.rpc.call("net_info"), self.rpc.call("consensus_state")
+                    self.reads.call("status"), self.reads.call("net_info"), self.reads.call("consensus_state")
                 )
                 self.catching_up = bool(status["sync_info"]["catching_up"])
                 self._peers = sorted({peer["node_info"]["moniker"] for peer in net["peers"]})
@@ -262,6 +264,7 @@ async def open_comet(
     await engine.server.start()
     background.start("abci", engine.server.run())
     background.start("cometbft's rpc", engine.rpc.run())
+    background.start("cometbft's rpc for reading", engine.reads.run())
     background.start("cometbft's state", engine.look())
     child.start()
     return engine
