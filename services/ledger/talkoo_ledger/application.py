@@ -307,6 +307,11 @@ class Application:
             tree.prove_module(roots, module),
         )
 
+    def tree_of(self, module: str) -> tree.Tree:
+        """The committed tree of a module. Raises InvalidInput (code `unknown_module`)."""
+        self._module(module)
+        return self._trees[module]
+
     def list(
         self, module: str, prefix: str = "", after: str = "", limit: int = 100, reverse: bool = False
     ) -> tuple[list[tuple[str, bytes]], bool]:

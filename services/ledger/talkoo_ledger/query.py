@@ -9,20 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from talkoo_core.errors import InvalidInput, TalkooError
-from talkoo_ledger.application import Application, QueryResult
+from talkoo_ledger.application import Application
+from talkoo_ledger.ics23 import ProofOp, state_proof_ops
 from talkoo_ledger.transition import failed
 
 MAX_PATH_LENGTH = 128
 MAX_KEY_BYTES = 256
-
-
-@dataclass(frozen=True, slots=True)
-class ProofOp:
-    """One step of a proof, from the value towards the root, as CometBFT's `merkle.ProofOp`."""
-
-    type: str
-    key: bytes
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +32,18 @@ class AbciAnswer:
 def answer(application: Application, path: str, data: bytes, height: int, prove: bool) -> AbciAnswer:
     """`height` 0: the last committed one, which is the only one that is kept. Raises nothing that is the asker's."""
     try:
-        found = _query(application, path, data, height, prove)
+        module, key = _place(application, path, data, height)
+        found = application.query(module, key)
     except TalkooError as error:
         code = failed(b"", error).code
         return AbciAnswer(code, str(error), data[:MAX_KEY_BYTES], b"", application.info().height)
     log = "exists" if found.value is not None else "does not exist"
-    return AbciAnswer(0, log, data, found.value or b"", found.height)
+    ops = state_proof_ops(application, module, key) if prove else ()
+    return AbciAnswer(0, log, data, found.value or b"", found.height, ops)
 
 
-def _query(application: Application, path: str, data: bytes, height: int, prove: bool) -> QueryResult:
+def _place(application: Application, path: str, data: bytes, height: int) -> tuple[str, str]:
+    """Module and key that are asked for."""
     last = application.info().height
     if height not in (0, last):
         raise InvalidInput(
@@ -63,4 +58,4 @@ def _query(application: Application, path: str, data: bytes, height: int, prove:
         key = data.decode()
     except UnicodeDecodeError:
         raise InvalidInput("a key of the state is a text in UTF-8", code="bad_key") from None
-    return application.query(parts[2], key, prove)
+    return parts[2], key

@@ -70,6 +70,7 @@ class Leaf:
     path: int
     value_hash: bytes
     hash: bytes
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def root_of(tree: Tree) -> bytes:
 
 def make_leaf(key: str, value: bytes) -> Leaf:
     path, value_hash = sha256(key.encode()), sha256(value)
-    return Leaf(int.from_bytes(path, "big"), value_hash, _leaf_hash(path, value_hash))
+    return Leaf(int.from_bytes(path, "big"), value_hash, _leaf_hash(path, value_hash), key)
 
 
 def update(tree: Tree, changes: Mapping[str, bytes | None]) -> Tree:
@@ -144,6 +145,32 @@ def prove(tree: Tree, key: str) -> Proof:
     if tree is None or tree.path == path:
         return Proof(tuple(siblings))
     return Proof(tuple(siblings), (tree.path.to_bytes(HASH_BYTES, "big"), tree.value_hash))
+
+
+def neighbours(tree: Tree, key: str) -> tuple[Leaf | None, Leaf | None]:
+    """The leaves right before and right behind a key that is not there, in the order of paths; None at an edge."""
+    path = int.from_bytes(sha256(key.encode()), "big")
+    before: Tree = None
+    behind: Tree = None
+    bit = DEPTH_BITS - 1
+    while isinstance(tree, Inner):
+        if path >> bit & 1:
+            before, tree = (before if tree.left is None else tree.left), tree.right
+        else:
+            behind, tree = (behind if tree.right is None else tree.right), tree.left
+        bit -= 1
+    if tree is not None:
+        assert tree.path != path, "the key is there"
+        before, behind = (tree, behind) if tree.path < path else (before, tree)
+    return _edge(before, last=True), _edge(behind, last=False)
+
+
+def _edge(tree: Tree, *, last: bool) -> Leaf | None:
+    """The first or last leaf of a tree."""
+    while isinstance(tree, Inner):
+        near, far = (tree.right, tree.left) if last else (tree.left, tree.right)
+        tree = far if near is None else near
+    return tree
 
 
 def verify(root: bytes, key: str, value: bytes | None, proof: Proof) -> None:
@@ -193,6 +220,17 @@ def prove_module(roots: Mapping[str, bytes], name: str) -> ModuleProof:
     leaves = [sha256(b"\x00" + module_leaf(each, roots[each])) for each in names]
     index = names.index(name)
     return ModuleProof(index, len(names), tuple(_aunts(leaves, index)))
+
+
+def turns_of(index: int, total: int) -> list[bool]:
+    """For a leaf of an RFC 6962 tree, from the leaf up: whether it lies right of the aunt."""
+    turns = []
+    while total > 1:
+        k = _split(total)
+        right = index >= k
+        turns.append(right)
+        index, total = (index - k, total - k) if right else (index, k)
+    return turns[::-1]
 
 
 def verify_module(app: bytes, name: str, root: bytes, proof: ModuleProof) -> None:

@@ -1,0 +1,44 @@
+"""What tests of several rooms need and not every machine has: without it, the run ends with what was left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from talkoo_core.errors import NotFound
+from talkoo_sim.cometbft import cometbft_binary, find_go
+
+_not_run: dict[str, str] = {}
+"""Tests that lacked something, and what."""
+
+
+@pytest.fixture
+def go(request: pytest.FixtureRequest) -> Path:
+    """Go's command. Without it the test is counted as skipped, and named with the reason at the end of the run."""
+    try:
+        return find_go()
+    except NotFound as error:
+        _leave_out(request, error)
+
+
+@pytest.fixture
+def cometbft(request: pytest.FixtureRequest) -> Path:
+    """The real CometBFT, built by the first test that asks (about a minute). Without Go as above."""
+    try:
+        return cometbft_binary()
+    except NotFound as error:
+        _leave_out(request, error)
+
+
+def _leave_out(request: pytest.FixtureRequest, error: NotFound) -> NoReturn:
+    _not_run[request.node.nodeid] = str(error)
+    pytest.skip(str(error))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _not_run:
+        terminalreporter.section("NOT RUN", sep="!", red=True, bold=True)
+        for test, why in _not_run.items():
+            terminalreporter.line(f"{test}: {why}")
