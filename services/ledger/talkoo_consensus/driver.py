@@ -176,6 +176,13 @@ class Driver:
         proposals = [proposal for _, held in sorted(self._proposals.items()) for proposal in held]
         return (*proposals, *(VoteReceived(vote) for vote in self._votes.votes()))
 
+    def holds(self, vote: Vote) -> bool:
+        """Whether this vote is held. One that found no room is worth hearing again in a later round: a proposal may
+        rest on it (line 28), or a decision."""
+        if vote.height == self.height:
+            return self._votes.holds(vote)
+        return VoteReceived(vote) in self._held
+
     def proposed(self, round_: int) -> tuple[BlockId, ...]:
         """Ids of the blocks proposed in a round, as far as they have arrived."""
         return tuple(event.proposal.block_id for event in self._proposals.get(round_, []))

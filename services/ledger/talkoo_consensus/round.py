@@ -8,10 +8,14 @@ ids; nil is `None`. Line numbers are the paper's.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from talkoo_consensus.events import Step
 from talkoo_consensus.types import BlockId
+
+HASTY_ROUNDS: Final = 16
+"""In so many rounds of a height NilRound spares the wait. Where nothing is ever acceptable, the timeouts that grow must
+slow the rounds down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +190,8 @@ def apply(state: RoundState, event: Input) -> tuple[RoundState, tuple[Output, ..
             return _precommit(state, None)
         case PrecommitAny() if not state.precommit_armed:  # lines 47-48
             return replace(state, precommit_armed=True), (Arm(Step.PRECOMMIT),)
-        case NilRound() if state.step is Step.PRECOMMIT:  # lines 65-67 without the wait, for which there is no use
+        case NilRound() if state.step is Step.PRECOMMIT and state.round < HASTY_ROUNDS:
+            # lines 65-67 without the wait, for which there is no use
             return state, (NextRound(state.round + 1),)
         case PrecommitValue(round_, value):  # lines 49-54
             return replace(state, decision=(value, round_), step=Step.COMMIT), (Decided(round_, value),)

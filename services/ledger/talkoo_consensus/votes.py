@@ -86,6 +86,11 @@ class VoteKeeper:
         tally.power_of[vote.block_id] = tally.power_of.get(vote.block_id, 0) + validator.power
         return True, evidence
 
+    def holds(self, vote: Vote) -> bool:
+        """Whether this very vote is counted here."""
+        tally = self._tallies.get((vote.round, vote.type))
+        return tally is not None and vote in tally.by_validator.get(vote.validator_index, ())
+
     def _make_room(self, vote: Vote, current_round: int) -> bool:
         """Let the validator hold only its highest rounds beyond the next one; whether this vote is among them."""
         rounds = {

@@ -123,6 +123,7 @@ class Intake:
         self._driver = driver
         self._clock = clock
         self._verified: dict[Vote, None] = {}
+        self._round = 0
         self._proposals: dict[tuple[str, int, int], Proposal] = {}
         self._seen: dict[tuple[int, int, bytes], None] = {}
 
@@ -136,7 +137,7 @@ class Intake:
         Raises Corrupt (malformed), PeerTrouble (not a validator's).
         """
         vote, height = decode_vote(raw), self._driver.height
-        if vote.height not in (height, height + 1) or vote in self._verified:
+        if vote.height not in (height, height + 1) or self._is_known(vote):
             return None
         validators = chain.validators if vote.height == chain.height else chain.next_validators
         if vote.height == height and chain.last_height == vote.height:
@@ -150,6 +151,13 @@ class Intake:
             self._verified.clear()
         self._verified[vote] = None
         return VoteReceived(vote)
+
+    def _is_known(self, vote: Vote) -> bool:
+        """Whether the driver has heard it. What it had no room for then it is offered again in another round."""
+        if self._driver.round != self._round:
+            self._round = self._driver.round
+            self._verified.clear()
+        return vote in self._verified or self._driver.holds(vote)
 
     def is_new(self, proposed: ProposalReceived) -> bool:
         """Whether this proposal is seen for the first time, so that others may lack it too."""
