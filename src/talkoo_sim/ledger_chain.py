@@ -15,6 +15,7 @@ from talkoo_api.ledger.v1 import tx_pb2
 from talkoo_ledger.application import Application, FinalizeRequest, FinalizeResponse
 from talkoo_ledger.context import Event
 from talkoo_ledger.genesis import Genesis, GenesisAccount, GenesisOrganization, default_params
+from talkoo_ledger.misbehavior import Misbehavior
 from talkoo_ledger.records import Segment, Task
 from talkoo_ledger.state import State, segment_key
 from talkoo_ledger.transition import TxResult
@@ -98,12 +99,12 @@ class LedgerChain:
         nonce = (account.nonce if account else 0) + ahead
         return sign_transaction(key_of(name), CHAIN_ID, nonce, fee_utlk, message, memo)
 
-    def block(self, *txs: bytes) -> FinalizeResponse:
+    def block(self, *txs: bytes, misbehavior: tuple[Misbehavior, ...] = ()) -> FinalizeResponse:
         """Decide one block, proposed by the organizations in turn."""
         height = self.height + 1
         proposer = key_of(f"{ORGANIZATIONS[height % len(ORGANIZATIONS)]}-consensus")
         block_hash = hashlib.sha256(f"block {height}".encode() + b"".join(txs)).digest()
-        request = FinalizeRequest(height, block_hash, height * BLOCK_NS, proposer.public.address, txs)
+        request = FinalizeRequest(height, block_hash, height * BLOCK_NS, proposer.public.address, txs, misbehavior)
         response = self.application.finalize_block(request)
         self.application.commit()
         self.blocks.append(request)

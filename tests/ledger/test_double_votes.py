@@ -37,6 +37,7 @@ from talkoo_ledger.executor import Executor
 from talkoo_ledger.misbehavior import Misbehavior, proven_by
 
 from talkoo.verification.chain import Replay
+from talkoo_core.amounts import share_ppm
 from talkoo_core.errors import InvalidInput
 from talkoo_runtime.clock import SystemClock
 from talkoo_sim.ledger_chain import key_of, make_genesis
@@ -102,6 +103,11 @@ async def test_a_key_that_signs_twice_is_proven_in_a_block_once_on_every_node(le
     times = {decode_block(raw.block).header.height: decode_block(raw.block).header.time_ns for raw in chains[0]}
     assert all(each.time_ns == times[each.height] for each in told)
     assert all(each.total_power == validators.total_power for each in told)
+    punished = executor.application.state.organizations[liar]
+    assert punished.power == 0
+    assert punished.slashed_utlk == share_ppm(
+        punished.stake_utlk + punished.slashed_utlk, ledgers.genesis.params["slash_ppm"]
+    )
     replay = Replay(ledgers.genesis.canonical_json().decode(), "task-none")
     for raw in chains[0]:
         replay.feed(raw)

@@ -23,7 +23,18 @@ def rule_sources() -> str:
     """Source of the modules a transaction can reach."""
     folder = Path(talkoo_ledger.__file__).parent
     names = {rule.__module__.rpartition(".")[2] for rule in RULES.values()}
-    names |= {"application", "audits", "bounds", "context", "epochs", "models", "rewards", "transition", "wire"}
+    names |= {
+        "application",
+        "audits",
+        "bounds",
+        "context",
+        "epochs",
+        "misbehavior",
+        "models",
+        "rewards",
+        "transition",
+        "wire",
+    }
     return "\n".join((folder / f"{name}.py").read_text() for name in sorted(names))
 
 

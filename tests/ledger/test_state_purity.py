@@ -12,7 +12,19 @@ FOLDER = Path(talkoo_ledger.__file__).parent
 FORBIDDEN = {"asyncio", "grpc", "os", "random", "secrets", "socket", "sqlite3", "subprocess", "threading", "time"}
 PURE = (
     *("application", "audits", "bounds", "codec", "context", "economy", "epochs", "genesis", "messages", "models"),
-    *("nodes", "placement", "records", "requests", "rewards", "segments", "stake", "state", "tasks", "transfers"),
+    *(
+        "misbehavior",
+        "nodes",
+        "placement",
+        "records",
+        "requests",
+        "rewards",
+        "segments",
+        "stake",
+        "state",
+        "tasks",
+        "transfers",
+    ),
     *("transition", "tree", "verdicts", "wire"),
 )
 

@@ -263,7 +263,7 @@ class Application:
         layer = self._state.above()
         block = Block(request.height, request.hash, request.time_ns, self._proposer(request.proposer_address))
         context = Context(layer, block)
-        updates = begin_block(context)
+        updates = begin_block(context, request.misbehavior)
         begin_events = len(context.events)
         results = [self._deliver(context, data) for data in request.txs]
         end_block(context, sum(result.fee_utlk for result in results))

@@ -70,6 +70,8 @@ def _renew_power(context: Context) -> list[ValidatorUpdate]:
         gained, rest = divmod(organization.credit_rest_mflop + work.get(organization.name, 0), economy.MFLOP_PER_GFLOP)
         credit_gflop = economy.decayed(organization.credit_gflop, params.credit_decay_ppm) + gained
         power = economy.voting_power(organization.stake_utlk, credit_gflop, params.credit_half_gflop)
+        if context.height < organization.jailed_until_height:
+            power = min(power, organization.power)
         if power != organization.power:
             updates.append(ValidatorUpdate(organization.validator_key, power))
             context.emit("power_changed", organization.name, power=power)

@@ -57,6 +57,9 @@ class Organization(Struct, frozen=True):
     listed_nodes: tuple[str, ...] = ()
     credit_rest_mflop: int = 0
     epoch_verdicts: int = 0
+    jailed_until_height: int = 0
+    punished_height: int = 0
+    slashed_utlk: int = 0
 
 
 class Node(Struct, frozen=True):

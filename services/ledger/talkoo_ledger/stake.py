@@ -66,7 +66,11 @@ def unbond(context: Context, sender: str, message: Unbond) -> None:
         organization = _organization(state, message.subject)
         _check_owner(sender, (organization.owner,), message.subject)
         left = _stake_left(organization.stake_utlk, amount, organization.name)
-        others = any(o.stake_utlk for o in state.organizations.all() if o.name != organization.name)
+        others = any(
+            o.stake_utlk and o.jailed_until_height <= context.height
+            for o in state.organizations.all()
+            if o.name != organization.name
+        )
         if left == 0 and not others:
             raise Conflict("the last organization with stake keeps the chain going; it keeps some", code="last_stake")
         state.organizations.put(organization.name, replace(organization, stake_utlk=left))
@@ -89,11 +93,17 @@ def take_slash(context: Context, node: Node, slash_ppm: int) -> tuple[Node, int]
     """Take the slashed part of a node's stake and of what it is unbonding. Returns the node and the amount in utlk."""
     taken = share_ppm(node.stake_utlk, slash_ppm)
     node = replace(node, stake_utlk=node.stake_utlk - taken)
-    for entry in _unbondings(context.state, node.id):
+    return node, taken + slash_unbonding(context.state, node.id, slash_ppm)
+
+
+def slash_unbonding(state: State, subject: str, slash_ppm: int) -> int:
+    """Take a part of the stake that is on its way back; returns it in utlk."""
+    taken = 0
+    for entry in _unbondings(state, subject):
         part = share_ppm(entry.amount_utlk, slash_ppm)
         taken += part
-        context.state.unbonding.put(entry.id, replace(entry, amount_utlk=entry.amount_utlk - part))
-    return node, taken
+        state.unbonding.put(entry.id, replace(entry, amount_utlk=entry.amount_utlk - part))
+    return taken
 
 
 def _start_unbonding(context: Context, owner: str, subject: str, amount_utlk: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from talkoo_ledger.audits import decide_audits, draw_segments
 from talkoo_ledger.context import Context, Event
 from talkoo_ledger.epochs import ValidatorUpdate, end_epoch
 from talkoo_ledger.messages import Transaction
+from talkoo_ledger.misbehavior import Misbehavior, punish
 from talkoo_ledger.nodes import register_node
 from talkoo_ledger.placement import place_task
 from talkoo_ledger.records import Account, ModelRequest, Node, Organization, Record, Supply, Task, Unbonding
@@ -67,13 +68,15 @@ class TxResult:
     """What was paid: 0 when not even the fee could be taken."""
 
 
-def begin_block(context: Context) -> list[ValidatorUpdate]:
+def begin_block(context: Context, misbehavior: Sequence[Misbehavior] = ()) -> list[ValidatorUpdate]:
+    """Who misbehaved is punished before any stake is released or any power renewed."""
+    updates = [update for fault in misbehavior if (update := punish(context, fault)) is not None]
     draw_segments(context)
     refund_late_requests(context)
     release_unbonded(context)
     if context.height % context.params.epoch_blocks == 0:
-        return end_epoch(context)
-    return []
+        updates += end_epoch(context)
+    return updates
 
 
 def apply_transaction(context: Context, tx: Transaction) -> TxResult:

@@ -176,7 +176,7 @@ Global___Attribute: _TypeAlias = Attribute  # noqa: Y015
 class Event(_message.Message):
     """Types: transfer, task_created, task_placed, segment_committed, segment_opened (next may start), audit_opened, audit_skipped, verdict, segment_accepted,
     segment_discarded, slashed, payment, task_completed, task_failed, task_cancelled, model_registered, request_opened, request_completed, request_refunded,
-    node_registered, power_changed, epoch.
+    node_registered, power_changed, validator_punished, epoch.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -132,6 +132,9 @@ class Organization(_message.Message):
     LISTED_NODES_FIELD_NUMBER: _builtins.int
     CREDIT_REST_MFLOP_FIELD_NUMBER: _builtins.int
     EPOCH_VERDICTS_FIELD_NUMBER: _builtins.int
+    JAILED_UNTIL_HEIGHT_FIELD_NUMBER: _builtins.int
+    PUNISHED_HEIGHT_FIELD_NUMBER: _builtins.int
+    SLASHED_UTLK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     owner: _builtins.str
     """address: holds stake, endorses nodes, receives"""
@@ -151,6 +154,11 @@ class Organization(_message.Message):
     """verified training not yet a whole GFLOP of credit"""
     epoch_verdicts: _builtins.int
     """verdicts that became final in this epoch"""
+    jailed_until_height: _builtins.int
+    """no voting power before this block, after misbehavior at consensus"""
+    punished_height: _builtins.int
+    """of the last such punishment; what its key did up to the block after it is covered"""
+    slashed_utlk: _builtins.int
     @_builtins.property
     def listed_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """addresses from genesis that need no endorsement"""
@@ -170,10 +178,13 @@ class Organization(_message.Message):
         listed_nodes: _abc.Iterable[_builtins.str] | None = ...,
         credit_rest_mflop: _builtins.int = ...,
         epoch_verdicts: _builtins.int = ...,
+        jailed_until_height: _builtins.int = ...,
+        punished_height: _builtins.int = ...,
+        slashed_utlk: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_gflop", b"credit_gflop", "credit_rest_mflop", b"credit_rest_mflop", "epoch_verdicts", b"epoch_verdicts", "listed_nodes", b"listed_nodes", "name", b"name", "owner", b"owner", "owner_key", b"owner_key", "power", b"power", "scheduler", b"scheduler", "stake_utlk", b"stake_utlk", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_gflop", b"credit_gflop", "credit_rest_mflop", b"credit_rest_mflop", "epoch_verdicts", b"epoch_verdicts", "jailed_until_height", b"jailed_until_height", "listed_nodes", b"listed_nodes", "name", b"name", "owner", b"owner", "owner_key", b"owner_key", "power", b"power", "punished_height", b"punished_height", "scheduler", b"scheduler", "slashed_utlk", b"slashed_utlk", "stake_utlk", b"stake_utlk", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
