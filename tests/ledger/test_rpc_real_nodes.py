@@ -4,111 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import hashlib
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from talkoo_api.ledger.v1 import tx_pb2
-from talkoo_consensus.encoding import block_id_of, header_hash, validators_hash
-from talkoo_consensus.types import Block
-from talkoo_consensus.validators import Validator, ValidatorSet
+from talkoo_consensus.encoding import block_id_of, encode_evidence, header_hash, validators_hash, vote_sign_bytes
+from talkoo_consensus.types import Block, BlockId, DuplicateVoteEvidence, SignedType, Vote
 from talkoo_consensus.verify import verify_commit
 from talkoo_ledger.comet.documents import block_of, commit_of
+from talkoo_ledger.rpc.documents import evidence_document
 from talkoo_ledger.rpc.server import MAX_BODY_BYTES
 from talkoo_ledger.rpc.subscriptions import MAX_PER_CLIENT
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 
-from talkoo_runtime.transactions import sign_transaction
+from talkoo_core.signing import PrivateKey
 from talkoo_sim.cometbft import cometbft_binary
 from talkoo_sim.ledger_chain import CHAIN_ID, address, key_of
 from talkoo_sim.ledger_processes import Ledgers, free_ports
+from talkoo_sim.rpc_nodes import DEADLINE_S, Nodes, Rpc, until
 from talkoo_sim.tampering_proxy import TamperingProxy
-
-FEE_UTLK = 1_000
-DEADLINE_S = 40.0
-LOOK_EVERY_S = 0.1
-
-
-@dataclass
-class Rpc:
-    """One node's RPC."""
-
-    port: int
-    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=20))
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def ask(self, method: str, **params: Any) -> Any:
-        """The whole answer of a JSON-RPC call."""
-        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        return self.http.post(self.url, json=body).json()
-
-    def get(self, method: str, **params: Any) -> Any:
-        answer = self.ask(method, **params)
-        assert "result" in answer, answer
-        return answer["result"]
-
-    def height(self) -> int:
-        return int(self.get("status")["sync_info"]["latest_block_height"])
-
-    def block(self, height: int) -> Block:
-        return block_of(self.get("block", height=str(height))["block"])
-
-    def validators(self, height: int) -> ValidatorSet:
-        shown = self.get("validators", height=str(height))["validators"]
-        return ValidatorSet(
-            tuple(
-                Validator(
-                    bytes.fromhex(each["address"]),
-                    base64.b64decode(each["pub_key"]["value"]),
-                    int(each["voting_power"]),
-                    int(each["proposer_priority"]),
-                )
-                for each in shown
-            )
-        )
-
-    def send(self, tx: bytes) -> Any:
-        return self.get("broadcast_tx_commit", tx=base64.b64encode(tx).decode())
-
-    def websocket(self) -> ClientConnection:
-        return connect(f"ws://127.0.0.1:{self.port}/websocket", proxy=None, max_size=None)
-
-
-@dataclass
-class Nodes:
-    """All four, and a sender whose nonce is known."""
-
-    rpcs: list[Rpc]
-    nonce: int = 0
-
-    def transfer(self, amount_utlk: int) -> bytes:
-        message = tx_pb2.Transfer(to=address("bob"), amount_utlk=amount_utlk)
-        self.nonce += 1
-        return sign_transaction(key_of("alice"), CHAIN_ID, self.nonce - 1, FEE_UTLK, message)
-
-
-def until(holds: Callable[[], Any], what: str) -> Any:
-    """Look again until it holds; who cannot be reached does not hold."""
-    end = time.monotonic() + DEADLINE_S
-    while time.monotonic() < end:
-        with contextlib.suppress(httpx.TransportError):
-            seen = holds()
-            if seen:
-                return seen
-        time.sleep(LOOK_EVERY_S)
-    raise AssertionError(f"in {DEADLINE_S:.0f} s it did not happen that {what}")
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +45,6 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         assert all(process.poll() is None for process in ledgers.processes.values())
         assert not any("Traceback" in ledgers.log(name) for name in ledgers.names)
     finally:
-        for rpc in rpcs:
-            rpc.http.close()
         asyncio.run(ledgers.close())
 
 
@@ -226,9 +144,9 @@ def test_a_websocket_message_beyond_the_bound_closes_that_websocket_alone(nodes:
 
 
 def test_a_body_beyond_the_bound_is_refused_and_the_node_lives(nodes: Nodes) -> None:
-    answer = nodes.rpcs[0].http.post(nodes.rpcs[0].url, content=b" " * (4 * MAX_BODY_BYTES))
-    assert answer.status_code == 400
-    assert answer.json()["error"]["code"] == -32600
+    status, answer = nodes.rpcs[0].post(b" " * (MAX_BODY_BYTES + 1))
+    assert status == 400
+    assert json.loads(answer)["error"]["code"] == -32600
     assert nodes.rpcs[0].get("health") == {}
 
 
@@ -244,12 +162,11 @@ def comet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rpc]:
     command = [binary, "start", "--home", home, "--proxy_app=kvstore", f"--rpc.laddr=tcp://127.0.0.1:{rpc_port}"]
     with (home / "log.txt").open("wb") as log:
         process = subprocess.Popen([*command, f"--p2p.laddr=tcp://127.0.0.1:{p2p_port}"], stdout=log, stderr=log)
-    rpc = Rpc(rpc_port)
+    rpc = Rpc(rpc_port, home)
     try:
         until(lambda: rpc.height() >= 2, "the real CometBFT decides a block")
         yield rpc
     finally:
-        rpc.http.close()
         process.kill()
         process.wait(10)
 
@@ -363,6 +280,30 @@ def test_events_come_in_the_shape_of_the_real_cometbft(nodes: Nodes, comet: Rpc)
         }
 
 
+def double_vote(rpc: Rpc, chain_id: str, key: PrivateKey, height: int) -> DuplicateVoteEvidence:
+    """Two prevotes of the key's validator at a decided height, for blocks that nobody has seen."""
+    index, validator = rpc.validators(height).find(key.public.address) or (-1, None)
+    assert validator is not None
+    votes = []
+    for number in (1, 2):
+        block_id = BlockId(bytes([number]) * 32, 1, bytes([number]) * 32)
+        vote = Vote(SignedType.PREVOTE, height, 0, block_id, 10**18, key.public.address, index)
+        votes.append(replace(vote, signature=key.sign(vote_sign_bytes(chain_id, vote))))
+    power = rpc.validators(height).total_power
+    return DuplicateVoteEvidence(votes[0], votes[1], power, validator.power, rpc.block(height).header.time_ns)
+
+
+def test_the_real_cometbft_takes_evidence_as_we_write_it(comet: Rpc) -> None:
+    held = json.loads((comet.home / "config" / "priv_validator_key.json").read_text())
+    key = PrivateKey.from_seed(base64.b64decode(held["priv_key"]["value"])[:32])
+    chain_id = comet.get("status")["node_info"]["network"]
+    evidence = double_vote(comet, chain_id, key, 1)
+    told = comet.get("broadcast_evidence", evidence=evidence_document(evidence))
+    assert base64.b64decode(told["hash"]) == hashlib.sha256(encode_evidence(evidence)).digest()
+    broken = replace(evidence, vote_b=replace(evidence.vote_b, signature=bytes(64)))
+    assert comet.ask("broadcast_evidence", evidence=evidence_document(broken))["error"]["code"] == -32603
+
+
 # --- its light client ---
 
 
@@ -389,7 +330,6 @@ class LightProxy:
         self._process.kill()
         self._process.wait(10)
         self._log.close()
-        self.rpc.http.close()
 
 
 def test_the_real_light_client_follows_our_chain_from_a_trusted_header(nodes: Nodes, tmp_path: Path) -> None:
@@ -463,3 +403,22 @@ def test_the_real_light_client_refuses_when_one_byte_is_changed(
             proxy.alter(method, alter)
         assert words in light.ask("commit", height="4")["error"]["data"]
         assert primary.altered > 0
+
+
+# --- evidence: the last, as it costs a validator its power ---
+
+
+def test_a_double_vote_that_a_client_tells_one_node_stands_in_a_block_of_another(nodes: Nodes) -> None:
+    told, other = nodes.rpcs[0], nodes.rpcs[1]
+    evidence = double_vote(told, CHAIN_ID, key_of("south-consensus"), told.height() - 2)
+    broken = replace(evidence, vote_b=replace(evidence.vote_b, signature=bytes(64)))
+    assert told.ask("broadcast_evidence", evidence=evidence_document(broken))["error"]["code"] == -32603
+    began = told.height()
+    answered = told.get("broadcast_evidence", evidence=evidence_document(evidence))
+    assert base64.b64decode(answered["hash"]) == hashlib.sha256(encode_evidence(evidence)).digest()
+
+    def found() -> Block | None:
+        blocks = [other.block(height) for height in range(began, other.height() + 1)]
+        return next((block for block in blocks if block.evidence), None)
+
+    assert until(found, "a block holds the evidence").evidence == (evidence,)

@@ -52,8 +52,8 @@ def _place(application: Application, path: str, data: bytes, height: int) -> tup
     parts = path.split("/") if len(path) <= MAX_PATH_LENGTH else []
     if len(parts) != 4 or parts[0] or parts[1] != "store" or parts[3] != "key":
         raise InvalidInput(f"the path {path[:MAX_PATH_LENGTH]!r} is not /store/<module>/key", code="bad_path")
-    if len(data) > MAX_KEY_BYTES:
-        raise InvalidInput(f"a key has at most {MAX_KEY_BYTES} bytes", code="bad_key")
+    if not 0 < len(data) <= MAX_KEY_BYTES:
+        raise InvalidInput(f"a key has 1 to {MAX_KEY_BYTES} bytes and is given as data", code="bad_key")
     try:
         key = data.decode()
     except UnicodeDecodeError:
