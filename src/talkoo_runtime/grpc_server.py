@@ -11,8 +11,9 @@ from weakref import WeakKeyDictionary
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from talkoo_core.errors import Exhausted, Internal, TalkooError
+from talkoo_core.errors import Exhausted, Internal, InvalidInput, TalkooError
 from talkoo_runtime.admission import Admission, check_certificate_files
 from talkoo_runtime.grpc_client import OPTIONS
 from talkoo_runtime.grpc_errors import abort_with
@@ -130,13 +131,34 @@ class _Boundary(grpc.aio.ServerInterceptor):
                 if handler.request_streaming
                 else grpc.unary_unary_rpc_method_handler
             )
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        read = _readable(handler.request_deserializer, method, in_stream=handler.request_streaming)
+        return make(wrapped, read, handler.response_serializer)
+
+
+def _readable(deserialize: Callable[[bytes], Any], method: str, *, in_stream: bool) -> Callable[[bytes], Any]:
+    """Bytes that are no message of the call are the caller's mistake.
+
+    In a stream they are raised to whoever reads it; a single request is given to the call, which raises it.
+    """
+
+    def read(raw: bytes) -> Any:
+        try:
+            return deserialize(raw)
+        except DecodeError:
+            name = method.rpartition("/")[2]
+            error = InvalidInput(f"{len(raw)} bytes that are no message of {name}", code="malformed")
+            if in_stream:
+                raise error from None
+            return error
+
+    return read
 
 
 def _unary(behaviour: Any, method: str, parent: str, admission: Admission) -> Any:
     async def call(request: Any, context: Any) -> Any:
         try:
             admission.check(certificate_of(context))
+            _check_read(request)
             with continue_from(parent):
                 return await behaviour(request, context)
         except TalkooError as error:
@@ -153,6 +175,7 @@ def _stream(behaviour: Any, method: str, parent: str, admission: Admission) -> A
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
             admission.check(certificate_of(context))
+            _check_read(request)
             follow(parent)  # not taken back: the call's task ends with the stream, maybe in another context
             async for answer in behaviour(request, context):
                 yield answer
@@ -164,6 +187,11 @@ def _stream(behaviour: Any, method: str, parent: str, admission: Admission) -> A
             await abort_with(context, _unexpected(method))
 
     return call
+
+
+def _check_read(request: Any) -> None:
+    if isinstance(request, InvalidInput):
+        raise request
 
 
 def _unexpected(method: str) -> Internal:
