@@ -68,7 +68,7 @@ async def test_a_node_with_another_genesis_is_refused_and_the_others_go_on(ledge
     assert (await ledgers.client("west").status()).height == 0
 
 
-async def test_a_member_the_genesis_does_not_name_cannot_start(ledgers: Any) -> None:
+async def test_a_node_with_another_members_certificate_cannot_start(ledgers: Any) -> None:
     ledgers.write_settings("west", organization="elsewhere")
     ledgers.start("west")
     process = ledgers.processes["west"]
@@ -78,7 +78,7 @@ async def test_a_member_the_genesis_does_not_name_cannot_start(ledgers: Any) -> 
 
     await ledgers.eventually(stopped, "the node stops")
     assert process.returncode == InvalidInput.exit_status
-    assert "'elsewhere' is no member in the genesis file" in ledgers.log("west")
+    assert "is one of west, the settings are those of 'elsewhere'" in ledgers.log("west")
 
 
 async def test_replayed_malformed_and_unpayable_transactions_are_refused_at_once(ledgers: Any) -> None:

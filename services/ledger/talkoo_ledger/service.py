@@ -28,7 +28,7 @@ from talkoo_ledger.wire import state_proof_proto
 from talkoo_runtime.clock import SystemClock
 from talkoo_runtime.disk import FolderDisk
 from talkoo_runtime.grpc_server import make_server, start_server
-from talkoo_runtime.identity import identity_of, require
+from talkoo_runtime.identity import identity_of, identity_of_certificate, require
 from talkoo_runtime.keys import load_key
 from talkoo_runtime.supervision import Background
 from talkoo_runtime.transactions import transaction_hash
@@ -206,7 +206,7 @@ async def serve(settings: LedgerSettings, background: Background) -> Callable[[]
     """Open the ledger under the engine that the settings name, and serve it."""
     genesis = parse_genesis(_read(Path(settings.genesis)))
     check_genesis(genesis)
-    _check_peers(settings, genesis)
+    _check_names(settings, genesis)
     key = load_key(Path(settings.consensus_key))
     server = make_server()
     if settings.engine == COMETBFT:
@@ -271,14 +271,23 @@ def _open_embedded(
     return engine, stop
 
 
-def _check_peers(settings: LedgerSettings, genesis: Genesis) -> None:
+def _check_names(settings: LedgerSettings, genesis: Genesis) -> None:
+    """Raises InvalidInput (code `wrong_identity`). Who the genesis does not name may have been admitted since."""
+    shown = identity_of_certificate(_read(Path(settings.certificate))).organization
+    if shown != settings.organization:
+        raise InvalidInput(
+            f"the certificate {settings.certificate} is one of {shown}, the settings are those of "
+            f"{settings.organization!r}; correct `organization` or `certificate`",
+            code="wrong_identity",
+        )
     members = {organization.name for organization in genesis.organizations}
     for name in (settings.organization, *(peer.organization for peer in settings.peers)):
         if name not in members:
-            raise InvalidInput(
-                f"{name!r} is no member in the genesis file {settings.genesis} ({', '.join(sorted(members))}); "
-                "correct `organization`, `peers` or `genesis` in the settings",
-                code="unknown_member",
+            log.warning(
+                "%r is no member in the genesis file %s (%s); it is heard once the chain has admitted it",
+                name,
+                settings.genesis,
+                ", ".join(sorted(members)),
             )
 
 
@@ -286,4 +295,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise NotFound(f"there is no genesis file {path}; ask the federation for it") from None
+        raise NotFound(f"there is no file {path}; the settings name it, the federation has it") from None
