@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import logging
@@ -23,6 +24,8 @@ MAX_BATCH = 10
 """Requests in one body, as CometBFT's default."""
 MAX_ID_LENGTH = 256
 URI_ID = -1
+CALLS_AT_ONCE = 4
+"""Calls that are being worked on: each in steps of a block at most, with consensus between them."""
 
 Id = str | int | None
 _NO_ID: Id = None
@@ -50,6 +53,7 @@ class Calls:
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
         self.routes = routes
+        self._room = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def body(self, data: bytes) -> Answer:
         """A POST's body: a request or a batch of them."""
@@ -70,7 +74,7 @@ class Calls:
         """`/method?name=value`, for a method that there is."""
         route = self.routes[method]
         try:
-            result = await run(route, from_uri(route.parameters, given))
+            result = await self._run(route, from_uri(route.parameters, given))
         except RpcError as error:
             return Answer(500, encode(failure(URI_ID, error)))
         return Answer(200, encode(success(URI_ID, result)))
@@ -80,9 +84,16 @@ class Calls:
         try:
             if route is None:
                 raise RpcError(METHOD_NOT_FOUND)
-            return success(request.id, await run(route, from_json(route.parameters, request.params)))
+            return success(request.id, await self._run(route, from_json(route.parameters, request.params)))
         except RpcError as error:
             return failure(request.id, error)
+
+    async def _run(self, route: Route, arguments: dict[str, Any]) -> Document:
+        if route.waits:
+            return await run(route, arguments)
+        async with self._room:
+            await asyncio.sleep(0)
+            return await run(route, arguments)
 
 
 async def run(route: Route, arguments: dict[str, Any]) -> Document:

@@ -21,6 +21,8 @@ class Route:
 
     parameters: tuple[Parameter, ...]
     call: Call
+    waits: bool = False
+    """For a block or a search, which have bounds of their own."""
 
 
 HEIGHT = Parameter("height", Kind.INTEGER)
@@ -67,6 +69,7 @@ PARAMETERS: dict[str, tuple[Parameter, ...]] = {
         PROVE,
     ),
 }
+WAITING = {"broadcast_tx_commit", "tx_search", "block_search", "block_by_hash", "header_by_hash"}
 WEBSOCKET_PARAMETERS: dict[str, tuple[Parameter, ...]] = {
     "subscribe": (QUERY,),
     "unsubscribe": (QUERY,),
@@ -80,5 +83,5 @@ def routes_of(*methods: ChainMethods | TransactionMethods | StatusMethods | Evid
     routes: dict[str, Route] = {}
     for name, parameters in PARAMETERS.items():
         (call,) = (getattr(each, name) for each in methods if hasattr(each, name))
-        routes[name] = Route(parameters, call)
+        routes[name] = Route(parameters, call, name in WAITING)
     return routes

@@ -88,8 +88,15 @@ class Subscriptions:
             last = self._reader.last_height
             for height in range(max(told + 1, last - MAX_BEHIND + 1), last + 1):
                 if self._clients:
-                    await self._tell(height)
+                    await self._tell_safely(height)
             told = last
+
+    async def _tell_safely(self, height: int) -> None:
+        """What goes wrong here costs subscribers an event, not the member its node."""
+        try:
+            await self._tell(height)
+        except Exception:
+            log.exception("block %d could not be told to subscribers", height)
 
     async def _tell(self, height: int) -> None:
         read = self._reader.block(height)
