@@ -7,8 +7,10 @@ import json
 import os
 import random
 import signal
+import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ import psutil
 import pytest
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, tx_pb2
 from talkoo_consensus.chain import check_block
-from talkoo_consensus.encoding import block_id_of, decode_block, decode_commit
+from talkoo_consensus.encoding import block_id_of, decode_block, decode_commit, vote_sign_bytes
+from talkoo_consensus.evidence import PastHeight, form
+from talkoo_consensus.types import BlockId, ConflictingVotes, SignedType, Vote
 from talkoo_consensus.verify import verify_commit
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.genesis import Genesis
+from talkoo_ledger.rpc.documents import evidence_document
 from talkoo_ledger.state import State
 
 from talkoo_runtime.clock import SystemClock
@@ -52,13 +57,19 @@ def transfers(genesis: Genesis, count: int, fee_utlk: int, first: int = 0, sende
 async def send(ledgers: Ledgers, name: str, txs: list[bytes]) -> None:
     """All of them are taken."""
     stub = service_pb2_grpc.LedgerStub(ledgers.channel(name))  # type: ignore[no-untyped-call]
-    response = await stub.BroadcastMany(service_pb2.BroadcastManyRequest(txs=txs))
+    response = await stub.BroadcastMany(service_pb2.BroadcastManyRequest(txs=txs), wait_for_ready=True, timeout=30)
     assert not response.refused, response.refused[0]
 
 
 async def final(ledgers: Ledgers, name: str, txs: list[bytes]) -> list[service_pb2.TxResult]:
-    client = ledgers.client(name)
-    return [await client.wait_tx(transaction_hash(tx), timeout_s=60) for tx in txs]
+    """Their results, as this node knows them; one that failed is an error."""
+    client, results = ledgers.client(name), []
+    for tx in txs:
+        tx_hash = transaction_hash(tx)
+        results.append(
+            await ledgers.eventually(lambda h=tx_hash: client.wait_tx(h, timeout_s=5), f"{name} knows a result")
+        )
+    return results
 
 
 def replayed(genesis: Genesis, folder: Path, blocks: list[service_pb2.RawBlock]) -> Executor:
@@ -67,7 +78,7 @@ def replayed(genesis: Genesis, folder: Path, blocks: list[service_pb2.RawBlock])
     for raw in blocks:
         block, commit = decode_block(raw.block), decode_commit(raw.commit)
         block_id = block_id_of(block)
-        check_block(executor.chain, block)
+        check_block(executor.chain, block, executor.evidence.check_decided)
         verify_commit(genesis.chain_id, executor.chain.validators, block_id, raw.height, commit)
         executor.execute(commit.round, block_id, block, commit)
         assert list(executor.store.block(raw.height).results) == list(raw.results), f"results of block {raw.height}"
@@ -169,6 +180,54 @@ async def test_a_ledger_killed_while_it_commits_a_block_is_given_what_it_lacks(
     await ledgers.reach(height, "west", "north")
     chains = [[raw.block for raw in await ledgers.blocks(name)][:height] for name in ("west", "north")]
     assert chains[0] == chains[1]
+
+
+async def test_a_double_vote_that_cometbft_proves_is_punished_by_the_ledger(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """CometBFT verifies the evidence, puts it into a block, and our rules take the validator's stake and power."""
+    ledgers = federation()
+    ledgers.start()
+    await ledgers.reach(3)
+    before = replayed(ledgers.genesis, tmp_path / "before", await ledgers.blocks("north"))
+    validators = before.store.validators(2)
+    assert validators is not None
+    decided = before.store.decided(2)
+    assert decided is not None
+    before.store.close()
+    key = key_of("west-consensus")
+    found = validators.find(key.public.address)
+    assert found is not None
+    votes = [
+        Vote(SignedType.PRECOMMIT, 2, 0, BlockId(byte * 32, 1, byte * 32), time.time_ns(), found[1].address, found[0])
+        for byte in (b"a", b"b")
+    ]
+    signed = [replace(v, signature=key.sign(vote_sign_bytes(ledgers.genesis.chain_id, v))) for v in votes]
+    past = PastHeight(decode_block(decided[0]).header.time_ns, validators)
+    evidence = form(ConflictingVotes(*signed), past)
+    assert evidence is not None
+    told = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "broadcast_evidence",
+        "params": {"evidence": evidence_document(evidence)},
+    }
+    request = urllib.request.Request(ledgers.rpc_url("north"), json.dumps(told).encode(), method="POST")
+    with urllib.request.urlopen(request, timeout=10) as response:
+        assert "error" not in json.load(response)
+
+    async def powerless() -> bool:
+        validators = rpc(ledgers, "south", "validators")["validators"]
+        return key.public.address.hex().upper() not in {each["address"] for each in validators}
+
+    await ledgers.eventually(powerless, "west is no validator any more")
+    blocks = await ledgers.blocks("east")
+    assert [piece for raw in blocks for piece in decode_block(raw.block).evidence] == [evidence]
+    executor = replayed(ledgers.genesis, tmp_path / "after", blocks)
+    west = next(each for each in executor.application.state.organizations.all() if each.name == "west")
+    assert west.power == 0
+    assert west.stake_utlk < ledgers.genesis.organizations[ledgers.names.index("west")].stake_utlk
+    executor.store.close()
 
 
 async def test_a_node_joins_by_state_sync_from_our_snapshots(federation: Federation) -> None:
