@@ -105,9 +105,10 @@ def test_a_lost_sign_state_beside_other_data_is_not_made_up(tmp_path: Path) -> N
 def test_the_configuration_follows_the_settings_and_the_genesis_stays(tmp_path: Path) -> None:
     home = written(tmp_path)
     before = (home / "config" / "genesis.json").read_bytes()
-    written(tmp_path, comet=CometSettings(log_level="info", peers=("a" * 40 + "@host:1",)))
+    written(tmp_path, comet=CometSettings(log_level="info", index=False, peers=("a" * 40 + "@host:1",)))
     configuration = tomllib.loads((home / "config" / "config.toml").read_text())
     assert (configuration["log_level"], configuration["p2p"]["persistent_peers"]) == ("info", "a" * 40 + "@host:1")
+    assert configuration["tx_index"]["indexer"] == "null"
     assert (home / "config" / "genesis.json").read_bytes() == before
 
 

@@ -15,7 +15,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "engines.md").read_text(e
 def test_every_setting_of_cometbft_is_explained_with_its_default(field: msgspec.structs.FieldInfo) -> None:
     (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `comet.{field.name}` |")]
     shown = row.split("|")[2].strip().strip("`")
-    assert shown == {"": "empty", (): "none"}.get(field.default, field.default)
+    assert shown == {"": "empty", (): "none", True: "true"}.get(field.default, field.default)
 
 
 @pytest.mark.parametrize("name", ["engine", "halt_height"])

@@ -32,6 +32,8 @@ class CometSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """host:port of CometBFT's RPC, which this process uses, too. It knows no authentication: keep it inside."""
     peers: tuple[str, ...] = ()
     """`<node id>@host:port` of other members' CometBFT; `python -m talkoo_ledger.comet` prints one's own id."""
+    index: bool = True
+    """Whether its RPC finds transactions and blocks by hash and event; without, it writes less."""
     log_level: str = "error"
     """Of CometBFT, whose lines go to `<state_dir>/comet/log.txt`: debug, info, error or none."""
     sync_rpc: tuple[str, ...] = ()

@@ -154,6 +154,7 @@ def configuration(settings: LedgerSettings, home: Path, socket: Path) -> str:
             "allow_duplicate_ip": True,
         },
         "mempool": {"size": MAX_TXS, "max_txs_bytes": MAX_BYTES, "cache_size": CACHE_TXS},
+        "tx_index": {"indexer": "kv" if comet.index else "null"},
         "statesync": {
             "enable": bool(comet.sync_rpc) and begins,
             "rpc_servers": ",".join(comet.sync_rpc),
