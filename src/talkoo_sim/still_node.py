@@ -63,7 +63,7 @@ class StillNode:
             Mempool(self.executor.application),
             SystemClock(),
         )
-        self._app, self.subscriptions = make_app(self.settings, self.node, EmbeddedEngine(self.node), NODE_KEY.public)
+        self.app, self.subscriptions = make_app(self.settings, self.node, EmbeddedEngine(self.node), NODE_KEY.public)
 
     def decide(self, *txs: bytes) -> None:
         chain = self.executor.chain
@@ -88,7 +88,7 @@ class StillNode:
 
         headers = [(b"content-type", content_type.encode())]
         scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": headers}
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
         return sent[0]["status"], sent[1]["body"]
 
     async def get(self, method: str, **given: Any) -> Any:
@@ -108,6 +108,16 @@ class StillNode:
 
     async def call(self, method: str, **params: Any) -> Any:
         return await self.post({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+
+
+def begun(folder: Path) -> StillNode:
+    """Four blocks, the second with two transactions, the third with one."""
+    made = StillNode(folder)
+    made.decide()
+    made.decide(transfer(0), transfer(1, amount_utlk=700))
+    made.decide(transfer(0, "bob", amount_utlk=9))
+    made.decide()
+    return made
 
 
 def _uri(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -11,33 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from talkoo_consensus.encoding import block_id_of, decode_block, encode_commit
 from talkoo_ledger.comet.documents import block_of, commit_of
 from talkoo_ledger.ics23 import ProofOp, verify_state
-from talkoo_ledger.rpc.calls import MAX_BATCH
 from talkoo_ledger.rpc.routes import PARAMETERS
-from talkoo_ledger.rpc.server import MAX_BODY_BYTES
-from talkoo_ledger.rpc.subscriptions import MAX_CLIENTS
 
-from talkoo_core.errors import Exhausted
 from talkoo_core.merkle import Proof
 from talkoo_sim.ledger_chain import CHAIN_ID, address
-from talkoo_sim.still_node import NODE_KEY, StillNode, transfer
+from talkoo_sim.still_node import NODE_KEY, StillNode, begun, transfer
 
 SHORT = {"unbonding_blocks": 4, "audit_deadline_blocks": 2, "max_audit_extensions": 0}
 """A chain that looks back so few blocks that a node may keep five."""
-
-
-def begun(folder: Path) -> StillNode:
-    """Four blocks, the second with two transactions, the third with one."""
-    made = StillNode(folder)
-    made.decide()
-    made.decide(transfer(0), transfer(1, amount_utlk=700))
-    made.decide(transfer(0, "bob", amount_utlk=9))
-    made.decide()
-    return made
 
 
 @pytest.fixture
@@ -297,50 +280,6 @@ async def test_a_value_and_its_absence_are_proven_against_the_next_header(chain:
         verify_state(bytes.fromhex(header["app_hash"]), "accounts", key, value, ops)
 
 
-class Slow:
-    """A client that reads nothing after its first event."""
-
-    def __init__(self) -> None:
-        self.told: list[Any] = []
-
-    def has_room(self) -> bool:
-        return not self.told
-
-    def tell(self, message: bytes) -> None:
-        self.told.append(json.loads(message))
-
-
-async def test_a_client_that_reads_too_slowly_loses_its_subscription_and_is_told_so(chain: StillNode) -> None:
-    slow = Slow()
-    chain.subscriptions.subscribe(slow, 5, "tm.event = 'NewBlockHeader'")
-    running = asyncio.create_task(chain.subscriptions.run())
-    try:
-        for _ in range(4):
-            await asyncio.sleep(0)  # the subscriptions wait for the next block
-            told = len(slow.told)
-            chain.decide()
-            for _ in range(100):
-                await asyncio.sleep(0)
-            assert len(slow.told) == min(told + 1, 2)
-    finally:
-        running.cancel()
-    event, ended = slow.told
-    assert event["result"]["data"]["value"]["header"]["height"] == "5"
-    assert (ended["id"], ended["error"]["code"]) == (5, -32000)
-
-
-async def test_subscribers_are_bounded(still: StillNode) -> None:
-    clients = [Slow() for _ in range(MAX_CLIENTS + 1)]
-    for client in clients[:-1]:
-        still.subscriptions.subscribe(client, 1, "tm.event = 'Tx'")
-    with pytest.raises(Exhausted):
-        still.subscriptions.subscribe(clients[-1], 1, "tm.event = 'Tx'")
-    with pytest.raises(Exhausted):
-        still.subscriptions.subscribe(clients[0], 2, "tm.event='Tx'")
-    for client in clients:
-        still.subscriptions.forget(client)
-
-
 async def test_status_genesis_and_parameters_say_what_the_chain_is(still: StillNode) -> None:
     status = await still.get("status")
     assert status["node_info"]["network"] == CHAIN_ID
@@ -362,80 +301,6 @@ async def test_status_genesis_and_parameters_say_what_the_chain_is(still: StillN
     assert (await still.get("net_info"))["n_peers"] == "0"
 
 
-async def test_a_batch_is_answered_in_order_without_its_notifications(still: StillNode) -> None:
-    asked = [
-        {"jsonrpc": "2.0", "id": "a", "method": "header", "params": ["2"]},
-        {"jsonrpc": "2.0", "method": "health"},
-        {"jsonrpc": "2.0", "id": 2, "method": "nothing"},
-        {"jsonrpc": "2.0", "id": 3, "method": "header", "params": {"height": "9"}},
-    ]
-    answers = await still.post(asked)
-    assert [answer["id"] for answer in answers] == ["a", 2, 3]
-    assert answers[0]["result"]["header"]["height"] == "2"
-    assert answers[1]["error"] == {"code": -32601, "message": "Method not found"}
-    assert answers[2]["error"]["code"] == -32603
-    many = await still.post([asked[0]] * (MAX_BATCH + 1))
-    assert many["error"]["code"] == -32600
-    assert await still.post([]) is None
-
-
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
-        (b"{", -32700),
-        (b'"x"', -32700),
-        (b"[1]", -32700),
-        (b"[" * 100_000, -32700),
-        (b'{"id":' + b"9" * 5_000 + b"}", -32700),
-        (b'{"jsonrpc":"2.0","id":{},"method":"health"}', -32700),
-        (b'{"jsonrpc":"2.0","id":true,"method":"health"}', -32700),
-        (b'{"jsonrpc":"2.0","id":1,"method":7}', -32700),
-        (b"\xff\xfe", -32700),
-        (b'{"jsonrpc":"2.0","id":1,"method":"subscribe","params":{"query":"tm.event=\'Tx\'"}}', -32601),
-        (b'{"jsonrpc":"2.0","id":1,"method":"block","params":7}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"block","params":["1","2"]}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"block","params":{"height":"x"}}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"block","params":{"height":1.5}}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"block","params":{"height":"9223372036854775808"}}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"tx","params":{"hash":"!"}}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"tx","params":{"hash":"AA==","prove":1}}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"header_by_hash","params":{"hash":"abc"}}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"broadcast_tx_sync","params":{"tx":{}}}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"broadcast_evidence","params":{"evidence":"x"}}', -32603),
-        (b'{"jsonrpc":"2.0","id":1,"method":"broadcast_evidence","params":{"evidence":'
-         b'{"type":"tendermint/DuplicateVoteEvidence","value":{"vote_a":[],"vote_b":7}}}}', -32603),
-        (b" " * (MAX_BODY_BYTES + 1), -32600),
-    ],
-    ids=range(22),
-)  # fmt: skip
-async def test_a_bad_body_is_answered_by_a_typed_error(still: StillNode, body: bytes, code: int) -> None:
-    assert (await still.post(body))["error"]["code"] == code
-    assert await still.get("health") == {}
-
-
-@pytest.mark.parametrize(
-    ("uri", "code"),
-    [
-        ("block?height=abc", -32602),
-        ("block?height=0x12", -32602),
-        ("block?height=99999999999999999999999", -32602),
-        ("block?height=%FF", -32600),
-        ("tx?hash=0xzz", -32602),
-        ("tx?hash=abc", -32602),
-        ("tx?hash=0x00&prove=maybe", -32602),
-        ("abci_query?path=/store", -32602),
-        ("abci_query?path=0xff", -32602),
-        ("broadcast_evidence?evidence=%22x%22", -32603),
-        ("subscribe?query=%22x%22", -32601),
-        ("health?" + "&".join(f"a{n}=1" for n in range(40)), -32600),
-    ],
-)
-async def test_a_bad_uri_is_answered_by_a_typed_error(still: StillNode, uri: str, code: int) -> None:
-    path, _, query = uri.partition("?")
-    _, body = await still.http("GET", f"/{path}", query)
-    assert json.loads(body)["error"]["code"] == code
-
-
 async def test_only_known_methods_have_an_address_and_a_browser_sees_them(still: StillNode) -> None:
     assert (await still.http("GET", "/nothing"))[0] == 404
     assert (await still.http("PUT", "/health"))[0] == 405
@@ -444,36 +309,3 @@ async def test_only_known_methods_have_an_address_and_a_browser_sees_them(still:
     assert json.loads((await still.http("GET", "/v1/health"))[1]) == {"jsonrpc": "2.0", "id": -1, "result": {}}
     _, form = await still.http("POST", "/block", body=b"height=2", content_type="application/x-www-form-urlencoded")
     assert json.loads(form)["result"]["block"]["header"]["height"] == "2"
-
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-NAMES = sorted({each.name for parameters in PARAMETERS.values() for each in parameters})
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    method=st.sampled_from([name for name in PARAMETERS if name != "broadcast_tx_commit"]),
-    params=st.dictionaries(st.sampled_from(NAMES), JSON_VALUES, max_size=4) | JSON_VALUES,
-)
-async def test_whatever_the_parameters_are_the_answer_is_a_result_or_a_typed_error(
-    still: StillNode, method: str, params: Any
-) -> None:
-    answer = await still.post({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
-    assert ("result" in answer) != ("error" in answer)
-    if "error" in answer:
-        assert answer["error"]["code"] in (-32602, -32603)
-        assert "its log says why" not in answer["error"]["data"]
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    body=st.binary(max_size=200)
-    | st.text(max_size=200).map(str.encode)
-    | JSON_VALUES.map(lambda v: json.dumps(v).encode())
-)
-async def test_whatever_a_body_is_the_node_answers(still: StillNode, body: bytes) -> None:
-    assert (await still.http("POST", "/", body=body))[0] in (200, 500)

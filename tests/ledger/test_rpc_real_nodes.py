@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import socket as socketlib
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -403,6 +404,43 @@ def test_the_real_light_client_refuses_when_one_byte_is_changed(
             proxy.alter(method, alter)
         assert words in light.ask("commit", height="4")["error"]["data"]
         assert primary.altered > 0
+
+
+# --- how it begins and ends ---
+
+
+def test_a_node_stops_at_once_though_websockets_are_open(tmp_path: Path) -> None:
+    ledgers = Ledgers(tmp_path)
+    rpc = Rpc(free_ports(1)[0])
+    ledgers.write_settings("north", rpc_listen=f"127.0.0.1:{rpc.port}")
+    ledgers.start("north")
+    try:
+        until(lambda: "result" in rpc.ask("health"), "the RPC answers")
+        with rpc.websocket() as socket:
+            call(socket, 1, "subscribe", query="tm.event = 'Tx'")
+            process = ledgers.processes["north"]
+            process.terminate()
+            assert process.wait(10) == 0
+        assert "Traceback" not in ledgers.log("north")
+    finally:
+        asyncio.run(ledgers.close())
+
+
+def test_an_address_that_cannot_be_listened_on_is_told_at_the_start(tmp_path: Path) -> None:
+    ledgers = Ledgers(tmp_path)
+    with socketlib.create_server(("127.0.0.1", 0)) as taken:
+        for listen, words in (
+            (f"127.0.0.1:{taken.getsockname()[1]}", "change `rpc_listen`"),
+            ("nowhere", "is not host:port"),
+        ):
+            ledgers.write_settings("north", rpc_listen=listen)
+            ledgers.start("north")
+            try:
+                assert ledgers.processes.pop("north").wait(20) != 0
+                assert words in ledgers.log("north")
+                assert "Traceback" not in ledgers.log("north")
+            finally:
+                asyncio.run(ledgers.close())
 
 
 # --- evidence: the last, as it costs a validator its power ---
