@@ -12,12 +12,13 @@ import hashlib
 import logging
 import random
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from pathlib import Path
 from typing import Protocol
 
 import grpc
-from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc
+from google.protobuf.message import DecodeError
+from talkoo_api.ledger.v1 import service_pb2
 
 from talkoo_core.errors import Conflict, Exhausted, InvalidInput, TalkooError, Unavailable
 from talkoo_ledger.addresses import MAX_SHARED, AddressBook, check_endpoint
@@ -29,6 +30,7 @@ from talkoo_runtime.grpc_client import error_from_rpc, member_channel
 
 log = logging.getLogger(__name__)
 
+EXCHANGE = "/talkoo_api.ledger.v1.Consensus/Exchange"
 ADDRESS_BOOK_FILE = "addresses.json"
 SESSION_BYTES = 8
 LOOK_EVERY_S = 0.1
@@ -160,8 +162,8 @@ class Mesh:
         joined, trouble = False, "it closed the stream"
         try:
             async with member_channel(self._settings, endpoint, organization) as channel:
-                stub = service_pb2_grpc.ConsensusStub(channel)  # type: ignore[no-untyped-call]  # generated
-                call = stub.Exchange(self._outgoing(stream))
+                exchange = channel.stream_stream(EXCHANGE, service_pb2.PeerMessage.SerializeToString, _readable)
+                call = exchange(self._outgoing(stream))
                 first = await asyncio.wait_for(anext(aiter(call), None), HELLO_TIMEOUT_S)
                 self._check_hello(organization, first)
                 assert first is not None
@@ -226,7 +228,7 @@ class Mesh:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
-    async def _read_until_closed(self, stream: Stream, call: AsyncIterator[service_pb2.PeerMessage]) -> None:
+    async def _read_until_closed(self, stream: Stream, call: AsyncIterable[service_pb2.PeerMessage | None]) -> None:
         """Of a stream that we dialled. Raises what the peer or its messages end it with."""
         reading = asyncio.create_task(self._read(stream, call))
         try:
@@ -237,11 +239,13 @@ class Mesh:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
-    async def _read(self, stream: Stream, messages: AsyncIterator[service_pb2.PeerMessage]) -> None:
+    async def _read(self, stream: Stream, messages: AsyncIterable[service_pb2.PeerMessage | None]) -> None:
         try:
             async for message in messages:
                 if stream.closed.is_set():
                     return
+                if message is None:
+                    raise InvalidInput(f"{stream.organization} sent bytes that are no message", code="malformed")
                 await self._node.receive(stream.organization, message)
         finally:
             stream.close()
@@ -361,6 +365,14 @@ class Mesh:
             await asyncio.to_thread(self.book.write, content)
         except (OSError, Exhausted) as error:
             log.warning("the address book cannot be written: %s", error)
+
+
+def _readable(raw: bytes) -> service_pb2.PeerMessage | None:
+    """What a dialled peer says; None for bytes that are no message. An exception here would reach nobody in time."""
+    try:
+        return service_pb2.PeerMessage.FromString(raw)
+    except DecodeError:
+        return None
 
 
 def own_endpoint(settings: LedgerSettings) -> str:
