@@ -13,13 +13,13 @@ from talkoo_api.ledger.v1 import service_pb2, tx_pb2
 from talkoo_consensus.encoding import (
     decode_block,
     encode_commit,
-    encode_header,
     header_hash,
     validators_hash,
     vote_sign_bytes,
 )
 from talkoo_consensus.types import BlockId, BlockIdFlag, Commit, CommitSig, SignedType, Vote
 from talkoo_consensus.validators import Validator, ValidatorSet
+from talkoo_ledger.answers import light_block_message
 from talkoo_ledger.application import Application
 from talkoo_ledger.snapshots import chunks_of
 
@@ -94,16 +94,8 @@ def forging(blocks: list[service_pb2.RawBlock]) -> Answering:
             signature = by_address[validator.address].sign(vote_sign_bytes(chain_id, vote))
             signatures.append(CommitSig(BlockIdFlag.COMMIT, validator.address, 1, signature))
         return service_pb2.Answer(
-            light_block=service_pb2.LightBlock(
-                header=encode_header(header),
-                commit=encode_commit(Commit(height, 0, block_id, tuple(signatures))),
-                validators=[
-                    service_pb2.ValidatorEntry(
-                        public_key=v.public_key, power=v.power, proposer_priority=v.proposer_priority
-                    )
-                    for v in validators.validators
-                ],
-                proposer_address=validators.proposer_address,
+            light_block=light_block_message(
+                header, encode_commit(Commit(height, 0, block_id, tuple(signatures))), validators
             )
         )
 

@@ -118,7 +118,7 @@ def verify(trusted: LightBlock, new: LightBlock, now_ns: int, options: TrustOpti
     if new.height == trusted.height + 1:
         if new.header.validators_hash != trusted.header.next_validators_hash:
             raise _bad("its validators are not those that the trusted header before it names")
-    elif not _is_trusted(trusted.validators, new, options.trust_level):
+    elif not is_trusted(trusted.validators, new, options.trust_level):
         raise TooMuchChanged(
             f"validators with {options.trust_level} of the power at {trusted.height} did not sign {new.height}",
             code="too_much_changed",
@@ -136,7 +136,7 @@ def verify_backwards(older: LightBlock, trusted: LightBlock) -> None:
     check_light_block(trusted.header.chain_id, older)
 
 
-def _is_trusted(trusted: ValidatorSet, new: LightBlock, level: Fraction) -> bool:
+def is_trusted(trusted: ValidatorSet, new: LightBlock, level: Fraction) -> bool:
     """Whether validators with more than `level` of the trusted power are among those that the commit names.
 
     Their signatures are verified by `check_light_block`, under the keys of the new set: an address is its key's hash.
@@ -177,6 +177,10 @@ class Verification:
         if self.sequential:
             return at + 1
         return (at + self._ahead[-1].height) // 2 if self._ahead else self.target
+
+    def forget(self) -> None:
+        """Drop what was fetched and is not verified: it came from a provider that is not used any more."""
+        self._ahead.clear()
 
     def give(self, block: LightBlock, now_ns: int) -> None:
         """A block of the wanted height. Raises BadLightBlock (ask another provider), TrustExpired, InvalidInput."""

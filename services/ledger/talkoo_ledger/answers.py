@@ -6,6 +6,8 @@ import asyncio
 
 from talkoo_api.ledger.v1 import service_pb2
 from talkoo_consensus.encoding import decode_block, encode_header
+from talkoo_consensus.types import Header
+from talkoo_consensus.validators import ValidatorSet
 
 from talkoo_core.errors import InvalidInput
 from talkoo_ledger.executor import Executor
@@ -48,17 +50,7 @@ class Answers:
         validators = self._executor.store.validators(height) if height < MAX_HEIGHT else None
         if stored is None or validators is None:
             return service_pb2.LightBlock()
-        return service_pb2.LightBlock(
-            header=encode_header(decode_block(stored[0]).header),
-            commit=stored[1],
-            validators=[
-                service_pb2.ValidatorEntry(
-                    public_key=v.public_key, power=v.power, proposer_priority=v.proposer_priority
-                )
-                for v in validators.validators
-            ],
-            proposer_address=validators.proposer_address,
-        )
+        return light_block_message(decode_block(stored[0]).header, stored[1], validators)
 
     def _module_roots(self, height: int) -> service_pb2.ModuleRoots:
         held = self._executor.store.module_roots(height) if height < MAX_HEIGHT else {}
@@ -94,3 +86,16 @@ class Answers:
             size += len(stored[0]) + len(stored[1])
             await asyncio.sleep(0)  # consensus goes on between two reads of the disk
         return batch
+
+
+def light_block_message(header: Header, commit: bytes, validators: ValidatorSet) -> service_pb2.LightBlock:
+    """`commit` as CometBFT encodes it."""
+    return service_pb2.LightBlock(
+        header=encode_header(header),
+        commit=commit,
+        validators=[
+            service_pb2.ValidatorEntry(public_key=v.public_key, power=v.power, proposer_priority=v.proposer_priority)
+            for v in validators.validators
+        ],
+        proposer_address=validators.proposer_address,
+    )

@@ -15,10 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from talkoo_api.ledger.v1 import service_pb2
-from talkoo_consensus.encoding import decode_commit, decode_header, header_hash, validators_hash
-from talkoo_consensus.types import BlockIdFlag, Commit, Header
-from talkoo_consensus.validators import MAX_TOTAL_POWER, Validator, ValidatorSet
-from talkoo_consensus.verify import verify_commit
+from talkoo_consensus.encoding import decode_commit, decode_header, validators_hash
+from talkoo_consensus.light import LEAST_TRUST, LightBlock, check_light_block, is_trusted
+from talkoo_consensus.validators import Validator, ValidatorSet
 
 from talkoo_core.errors import Corrupt, InvalidInput, TalkooError, Unavailable
 from talkoo_core.signing import address_of
@@ -33,15 +32,6 @@ MAX_VALIDATORS = 10_000
 HASH_BYTES = 32
 NEXT_AFTER_S = 0.5
 """So long is waited for a peer's header before another is asked, too."""
-
-
-@dataclass(frozen=True, slots=True)
-class LightBlock:
-    """A header with the commit and the validators that signed it; these three fit each other."""
-
-    header: Header
-    commit: Commit
-    validators: ValidatorSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +66,7 @@ class HeaderTrust:
                 self._lied(source, f"sent a header {at} of validators that are not the chain's")
                 wanted = [step for step in wanted if step[1] != source]
                 continue
-            if at > anchor.height + 1 and not _believed(anchor, block):
+            if at > anchor.height + 1 and not is_trusted(anchor.validators, block, LEAST_TRUST):
                 middle = (anchor.height + at) // 2
                 wanted.append((middle, *await self._any(middle)))
                 continue
@@ -89,7 +79,7 @@ class HeaderTrust:
     async def linked(self, behind: LightBlock) -> LightBlock:
         """The light block before a verified one, which holds its hash. Raises Unavailable."""
         height, link = behind.header.height - 1, behind.header.last_block_id.hash
-        return (await self._any(height, lambda block: header_hash(block.header) == link))[1]
+        return (await self._any(height, lambda block: block.hash == link))[1]
 
     async def validators(self, height: int, wanted_hash: bytes) -> ValidatorSet:
         """Of a height, by the hash that a verified header says. Their priorities are unproven. Raises Unavailable."""
@@ -117,7 +107,7 @@ class HeaderTrust:
                 f"block {height} is older than the trusted header {self._trust_height}; a newer snapshot is needed",
                 code="unverified",
             )
-        _, trusted = await self._any(self._trust_height, lambda b: header_hash(b.header) == self._trust_hash)
+        _, trusted = await self._any(self._trust_height, lambda b: b.hash == self._trust_hash)
         return Anchor(self._trust_height, trusted.validators, trusted.header.next_validators_hash)
 
     async def _any(
@@ -189,41 +179,23 @@ def trusted_header(settings: LedgerSettings) -> tuple[int, bytes]:
     return settings.trust_height, trusted
 
 
-def _believed(anchor: Anchor, block: LightBlock) -> bool:
-    """Whether more than a third of the trusted power signed the block. The signatures themselves are verified."""
-    signed = {sig.validator_address for sig in block.commit.signatures if sig.flag is BlockIdFlag.COMMIT}
-    here = {v.address: v.public_key for v in block.validators.validators}
-    power = sum(
-        v.power for v in anchor.validators.validators if v.address in signed and here.get(v.address) == v.public_key
-    )
-    return 3 * power > anchor.validators.total_power
-
-
 def _decoded(chain_id: str, height: int, answer: service_pb2.LightBlock) -> LightBlock:
-    """Raises Lie."""
+    """Raises InvalidInput for what no honest node sends."""
     if len(answer.validators) > MAX_VALIDATORS:
         raise Lie(f"{len(answer.validators)} validators", code="wrong_header")
     try:
         header, commit = decode_header(answer.header), decode_commit(answer.commit)
-        validators = ValidatorSet(
-            tuple(
-                Validator(address_of(v.public_key), v.public_key, v.power, v.proposer_priority)
-                for v in answer.validators
-            ),
-            answer.proposer_address,
-        )
-        total = validators.total_power
-        if not all(v.power > 0 for v in validators.validators) or not 0 < total <= MAX_TOTAL_POWER:
-            raise Lie("validators of impossible power", code="wrong_header")
-        if any(abs(v.proposer_priority) > 4 * total for v in validators.validators):
-            raise Lie("impossible priorities", code="wrong_header")
-        if (header.chain_id, header.height) != (chain_id, height):
-            raise Lie(f"one of {header.chain_id[:64]!r}, height {header.height}", code="wrong_header")
-        if validators_hash(validators) != header.validators_hash or validators.find(answer.proposer_address) is None:
-            raise Lie("its validators are others", code="wrong_header")
-        if commit.block_id.hash != header_hash(header):
-            raise Lie("its commit is for another", code="wrong_header")
-        verify_commit(chain_id, validators, commit.block_id, height, commit)
-    except Corrupt as error:
+        members = [
+            Validator(address_of(v.public_key), v.public_key, v.power, v.proposer_priority) for v in answer.validators
+        ]
+    except (Corrupt, ValueError) as error:
         raise Lie(str(error), code="wrong_header") from None
-    return LightBlock(header, commit, validators)
+    block = LightBlock(header, commit, ValidatorSet(tuple(members), answer.proposer_address))
+    check_light_block(chain_id, block)
+    if block.height != height:
+        raise Lie(f"header {block.height} for {height}", code="wrong_header")
+    if any(abs(v.proposer_priority) > 4 * block.validators.total_power for v in members):
+        raise Lie("impossible priorities", code="wrong_header")
+    if block.validators.find(answer.proposer_address) is None:
+        raise Lie("its proposer is no validator", code="wrong_header")
+    return block

@@ -19,13 +19,14 @@ from typing import Protocol
 from talkoo_api.ledger.v1 import service_pb2
 from talkoo_consensus.chain import ChainState
 from talkoo_consensus.encoding import validators_hash
+from talkoo_consensus.light import LightBlock
 from talkoo_consensus.types import Commit
 from talkoo_consensus.validators import Validator, ValidatorSet
 
 from talkoo_core.errors import Corrupt, InvalidInput, TalkooError, Unavailable
 from talkoo_core.signing import address_of
 from talkoo_ledger.application import Application, root_of
-from talkoo_ledger.header_trust import HeaderTrust, LightBlock
+from talkoo_ledger.header_trust import HeaderTrust
 from talkoo_ledger.snapshots import FORMAT, HASH_BYTES, MAX_CHUNKS, Entry, Restore, Snapshot
 from talkoo_ledger.sync import ANSWER_TIMEOUT_S, Follows, Lie, Rests
 
