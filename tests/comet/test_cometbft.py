@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import random
@@ -24,9 +25,11 @@ from talkoo_consensus.types import BlockId, ConflictingVotes, SignedType, Vote
 from talkoo_consensus.verify import verify_commit
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.genesis import Genesis
+from talkoo_ledger.ics23 import ProofOp, verify_state
 from talkoo_ledger.rpc.documents import evidence_document
 from talkoo_ledger.state import State
 
+from talkoo_core.errors import Corrupt
 from talkoo_runtime.clock import SystemClock
 from talkoo_runtime.transactions import sign_transaction, transaction_hash
 from talkoo_sim.comet_processes import CometLedgers
@@ -123,6 +126,45 @@ async def test_both_engines_make_the_same_state_of_the_same_transactions(
     finally:
         await own.close()
     assert roots[0] == roots[1]
+
+
+async def test_values_are_proven_over_cometbfts_own_rpc(federation: Federation) -> None:
+    """`abci_query` with proofs, presence and absence, against the state root in the next header."""
+    ledgers = federation()
+    ledgers.start()
+    txs = transfers(ledgers.genesis, 3, 100)
+    await ledgers.reach(1)
+    await send(ledgers, "north", txs)
+    await final(ledgers, "north", txs)
+    for key in (address("bob"), "tlk1nobody"):
+        data = f"0x{key.encode().hex()}"
+        query = f'abci_query?path="/store/accounts/key"&data={data}&prove=true'
+        answer = rpc(ledgers, "north", query)["response"]
+        height = int(answer["height"])
+        await ledgers.reach(height + 1, "north")
+        header = rpc(ledgers, "north", f"commit?height={height + 1}")["signed_header"]["header"]
+        value = base64.b64decode(answer["value"] or "") or None
+        ops = [
+            ProofOp(op["type"], base64.b64decode(op["key"]), base64.b64decode(op["data"]))
+            for op in answer["proofOps"]["ops"]
+        ]
+        verify_state(bytes.fromhex(header["app_hash"]), "accounts", key, value, ops)
+        assert (value is not None) == (key == address("bob"))
+        with pytest.raises(Corrupt):
+            verify_state(bytes.fromhex(header["app_hash"]), "accounts", key, b"another value", ops)
+    hash_ = transaction_hash(txs[0]).hex()
+    found = rpc(ledgers, "north", f"tx?hash=0x{hash_}")
+    assert base64.b64decode(found["tx"]) == txs[0]
+    assert found["tx_result"]["code"] == 0
+
+    child = comet_of(ledgers, "west")
+    assert child is not None
+    ledgers.stop("west", how=signal.SIGKILL)
+
+    async def ended() -> bool:
+        return not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+    await ledgers.eventually(ended, "CometBFT ends with its ledger")
 
 
 async def test_a_node_goes_on_when_its_cometbft_or_itself_is_killed(federation: Federation, tmp_path: Path) -> None:
