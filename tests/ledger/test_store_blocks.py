@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ from talkoo_api.ledger.v1 import tx_pb2
 from talkoo_consensus.chain import make_block
 from talkoo_consensus.encoding import block_id_of, decode_block
 from talkoo_consensus.types import BlockIdFlag, Commit, CommitSig
+from talkoo_consensus.validators import ValidatorSet
 from talkoo_ledger.executor import Executor
 
 from talkoo_core.errors import Corrupt, Exhausted, InvalidInput, NotFound
@@ -74,6 +76,33 @@ def test_a_state_that_is_not_what_the_chain_says_is_refused(tmp_path: Path) -> N
     database.close()
     with pytest.raises(Corrupt):
         opened(tmp_path)
+
+
+def test_the_validators_of_every_height_are_found_though_few_sets_are_written(tmp_path: Path) -> None:
+    genesis = make_genesis(unbonding_blocks=10, audit_deadline_blocks=1, max_audit_extensions=0)
+    executor = Executor(genesis, tmp_path, SystemClock(), retain_blocks=60)
+    decided: dict[int, ValidatorSet] = {}
+    for number in range(100):
+        if number == 70:  # a restart begins with a set of its own
+            executor.store.close()
+            executor = Executor(genesis, tmp_path, SystemClock(), retain_blocks=60)
+        if number in (40, 41, 90):
+            member = executor.chain.next_validators.validators[0]
+            changed = executor.chain.next_validators.update([replace(member, power=member.power + number)])
+            executor.chain = replace(executor.chain, next_validators=changed)
+        decided[executor.chain.height] = executor.chain.validators
+        decide(executor)
+    base = executor.store.base()
+    assert base == 41
+    assert len({each.total_power for each in decided.values()}) == 4
+    for height, validators in decided.items():
+        assert executor.store.validators(height) == (validators if height >= base else None)
+    assert executor.store.validators(101) is None
+    executor.store.close()
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        (written,) = database.execute("SELECT COUNT(*) FROM validators").fetchone()
+    database.close()
+    assert written < 10
 
 
 def test_another_chains_state_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ from talkoo_ledger.application import Change
 PRUNED_AT_ONCE = 4
 """Blocks that go with one that comes: a node whose bound was lowered gets there without a pause."""
 
+VALIDATORS_EVERY = 32
+"""Heights from one written validator set to the next at most: between them it is the rotation of the one before."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS blocks (height INTEGER PRIMARY KEY, block BLOB NOT NULL, commit_bytes BLOB NOT NULL,
     results BLOB NOT NULL, events BLOB NOT NULL) WITHOUT ROWID;
@@ -75,6 +78,7 @@ class BlockStore:
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(_SCHEMA + event_index.SCHEMA)
         self._path = path
+        self._last_validators: tuple[int, ValidatorSet] | None = None
         self._index_events = index_events
         self._has_index = index_events or self._one("SELECT 1 FROM event_index LIMIT 1") is not None
 
@@ -110,10 +114,7 @@ class BlockStore:
             "INSERT OR IGNORE INTO txs VALUES (?, ?, ?)",
             [(result.hash, stored.height, place) for place, result in enumerate(stored.results)],
         )
-        cursor.execute(
-            "INSERT OR REPLACE INTO validators VALUES (?, ?)",
-            (stored.height, msgspec.msgpack.encode(chain.last_validators)),
-        )
+        self._put_validators(cursor, stored.height, chain.last_validators)
         if self._index_events:
             rows = event_index.rows_of(stored.height, stored.events.hash, stored.events.events, stored.results)
             cursor.executemany("INSERT OR IGNORE INTO event_index VALUES (?, ?, ?, ?)", rows)
@@ -140,8 +141,20 @@ class BlockStore:
             hashes = [hashlib.sha256(tx).digest() for tx in decode_block(block).data.txs]
             cursor.executemany("DELETE FROM txs WHERE hash = ? AND height = ?", [(each, height) for each in hashes])
             cursor.execute("DELETE FROM blocks WHERE height = ?", (height,))
-            cursor.execute("DELETE FROM validators WHERE height = ?", (height,))
             cursor.execute("DELETE FROM roots WHERE height = ?", (height,))
+        if rows:
+            cursor.execute(
+                "DELETE FROM validators WHERE height < (SELECT MAX(height) FROM validators WHERE height <= ?)",
+                (rows[-1][0] + 1,),
+            )
+
+    def _put_validators(self, cursor: sqlite3.Cursor, height: int, validators: ValidatorSet) -> None:
+        """Not where they only rotated: priorities change with every height, powers seldom."""
+        last, self._last_validators = self._last_validators, (height, validators)
+        rotated = last is not None and last[0] == height - 1 and len(last[1]) > 0 and last[1].rotate() == validators
+        if not rotated or height % VALIDATORS_EVERY == 0:
+            encoded = msgspec.msgpack.encode(validators)
+            cursor.execute("INSERT OR REPLACE INTO validators VALUES (?, ?)", (height, encoded))
 
     def _put_entries(self, cursor: sqlite3.Cursor, changes: Iterable[Change]) -> None:
         puts, removals = [], []
@@ -246,8 +259,15 @@ class BlockStore:
 
     def validators(self, height: int) -> ValidatorSet | None:
         """Those that decided `height`, with the priorities they had; None where the height is not here."""
-        row = self._one("SELECT validators FROM validators WHERE height = ?", height)
-        return None if row is None else msgspec.msgpack.decode(row[0], type=ValidatorSet)
+        row = self._one(
+            "SELECT height, validators FROM validators WHERE height <= ? ORDER BY height DESC LIMIT 1", height
+        )
+        if row is None or self._one("SELECT 1 FROM blocks WHERE height = ?", height) is None:
+            return None
+        found = msgspec.msgpack.decode(row[1], type=ValidatorSet)
+        for _ in range(height - row[0]):
+            found = found.rotate()
+        return found
 
     def tx_result(self, tx_hash: bytes) -> service_pb2.TxResult | None:
         """The result of a final transaction, None while it is not known."""
