@@ -183,6 +183,11 @@ class Driver:
             return self._votes.holds(vote)
         return VoteReceived(vote) in self._held
 
+    def transcript(self) -> tuple[Vote, ...]:
+        """Every vote of a height in which a round failed: who locked and what allowed later votes can be told from them
+        (`accountability`). Empty for other heights, whose commit says all."""
+        return tuple(self._votes.votes()) if self.round or len(self._votes.rounds()) > 1 else ()
+
     def proposed(self, round_: int) -> tuple[BlockId, ...]:
         """Ids of the blocks proposed in a round, as far as they have arrived."""
         return tuple(event.proposal.block_id for event in self._proposals.get(round_, []))

@@ -13,7 +13,7 @@ from talkoo_api.ledger.v1 import service_pb2, state_pb2
 from talkoo_consensus.chain import ChainState, advance, genesis_state
 from talkoo_consensus.encoding import decode_block, decode_commit, encode_block, encode_commit
 from talkoo_consensus.evidence import EvidenceParams, EvidencePool, PastHeight
-from talkoo_consensus.types import EMPTY_COMMIT, Block, BlockId, Commit, DuplicateVoteEvidence, TxResult
+from talkoo_consensus.types import EMPTY_COMMIT, Block, BlockId, Commit, DuplicateVoteEvidence, TxResult, Vote
 from talkoo_consensus.validators import Validator
 
 from talkoo_core.errors import Corrupt, InvalidInput
@@ -22,6 +22,7 @@ from talkoo_ledger.application import Application, FinalizeRequest, FinalizeResp
 from talkoo_ledger.genesis import Genesis
 from talkoo_ledger.misbehavior import proven_by
 from talkoo_ledger.store import BlockStore, StoredBlock
+from talkoo_ledger.transcripts import encode_transcript
 from talkoo_ledger.wire import event_proto, tx_result_proto
 from talkoo_runtime.clock import Clock
 from talkoo_runtime.telemetry import record
@@ -98,9 +99,12 @@ class Executor:
         self.application.load(self.store.entries(), chain.last_height, chain.app_hash)
         return chain
 
-    def execute(self, round_: int, block_id: BlockId, block: Block, commit: Commit) -> list[bytes]:
+    def execute(
+        self, round_: int, block_id: BlockId, block: Block, commit: Commit, votes: Sequence[Vote] = ()
+    ) -> list[bytes]:
         """Apply and store one decided block; returns the hashes of its transactions.
 
+        `votes`: of its height, where they may be asked for later (`Driver.transcript`).
         Raises Exhausted or Corrupt when it cannot be stored: the node must stop, and starts again a block before.
         """
         began = self._clock.now_ns()
@@ -118,7 +122,9 @@ class Executor:
         updates = [Validator.of(update.public_key, update.power) for update in response.validator_updates]
         chain = advance(self.chain, block, block_id, results, response.app_hash, updates)
         stored = self._stored(request, response, encode_block(block), encode_commit(commit), round_)
-        stored = replace(stored, evidence=self._evidence_after(block, chain))
+        stored = replace(
+            stored, evidence=self._evidence_after(block, chain), transcript=encode_transcript(votes) if votes else None
+        )
         keep_from = chain.last_height - self._retain_blocks + 1 if self._retain_blocks else 0
         self.store.save(stored, changes, chain, keep_from)
         self.chain = chain

@@ -328,7 +328,7 @@ class Node:
     def _execute(self, round_: int, block_id: BlockId, block: Block, commit: Commit) -> None:
         if len(self._events) <= 1:  # nothing of ours is still to be logged
             self._flush()  # the peers need not wait for our votes until we have executed
-        final = self.executor.execute(round_, block_id, block, commit)
+        final = self.executor.execute(round_, block_id, block, commit, self.driver.transcript())
         self.mempool.after_block(final)
         self._offences.after_block(block)
         self.peers.members_may_have_changed()

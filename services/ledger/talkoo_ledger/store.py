@@ -19,6 +19,8 @@ from talkoo_core.errors import Corrupt, Exhausted, Internal, NotFound
 from talkoo_ledger import event_index
 from talkoo_ledger.application import Change
 
+TRANSCRIPTS_KEPT = 10_000
+"""Heights back whose votes are kept, where they took several rounds: longer than stake takes to unbond."""
 PRUNED_AT_ONCE = 4
 """Blocks that go with one that comes: a node whose bound was lowered gets there without a pause."""
 
@@ -33,6 +35,7 @@ CREATE TABLE IF NOT EXISTS entries (module TEXT, key TEXT, value BLOB NOT NULL, 
 CREATE TABLE IF NOT EXISTS txs (hash BLOB PRIMARY KEY, height INTEGER NOT NULL, place INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS validators (height INTEGER PRIMARY KEY, validators BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS roots (height INTEGER PRIMARY KEY, roots BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS transcripts (height INTEGER PRIMARY KEY, votes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
 _FORGET = (
@@ -41,6 +44,7 @@ _FORGET = (
     "DELETE FROM txs",
     "DELETE FROM validators",
     "DELETE FROM roots",
+    "DELETE FROM transcripts",
     "DELETE FROM event_index",
 )
 
@@ -58,6 +62,8 @@ class StoredBlock:
     """Roots of the state's modules after the block. Written; read by `BlockStore.module_roots` alone."""
     evidence: bytes | None = None
     """The pool of evidence behind the block; None: as before. Written; read by `BlockStore.evidence` alone."""
+    transcript: bytes | None = None
+    """The votes of a height that took several rounds. Written; read by `BlockStore.transcript` alone."""
 
 
 class _Results(msgspec.Struct, array_like=True, frozen=True):
@@ -126,6 +132,9 @@ class BlockStore:
         cursor.execute("INSERT OR REPLACE INTO meta VALUES ('chain', ?)", (msgspec.msgpack.encode(chain),))
         if stored.evidence is not None:
             cursor.execute("INSERT OR REPLACE INTO meta VALUES ('evidence', ?)", (stored.evidence,))
+        if stored.transcript is not None:
+            cursor.execute("INSERT OR REPLACE INTO transcripts VALUES (?, ?)", (stored.height, stored.transcript))
+            cursor.execute("DELETE FROM transcripts WHERE height <= ?", (stored.height - TRANSCRIPTS_KEPT,))
 
     def _prune(self, cursor: sqlite3.Cursor, keep_from: int) -> None:
         """SQLite uses the freed pages again, so the file stops growing."""
@@ -246,6 +255,11 @@ class BlockStore:
     def evidence(self) -> bytes | None:
         """What the last block that changed it left of the pool of evidence."""
         row = self._one("SELECT value FROM meta WHERE name = 'evidence'")
+        return None if row is None else bytes(row[0])
+
+    def transcript(self, height: int) -> bytes | None:
+        """The votes of a height that took several rounds; None for others and for those long ago."""
+        row = self._one("SELECT votes FROM transcripts WHERE height = ?", height)
         return None if row is None else bytes(row[0])
 
     def commit(self, height: int) -> bytes | None:
