@@ -46,8 +46,13 @@ class TamperingProxy:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client, socket.create_connection(("127.0.0.1", self._port)) as node:
-            reader = client.makefile("rb")
+        with (
+            contextlib.suppress(OSError),
+            client,
+            socket.create_connection(("127.0.0.1", self._port)) as node,
+            client.makefile("rb") as reader,
+            node.makefile("rb") as answering,
+        ):
             while head := _read_head(reader):
                 if b"upgrade: websocket" in head.lower():
                     node.sendall(head)
@@ -56,9 +61,8 @@ class TamperingProxy:
                     return
                 asked = reader.read(_length_of(head))
                 node.sendall(head + asked)
-                answering = node.makefile("rb")
                 answer_head = _read_head(answering)
-                body = self._changed(asked, answering.read(_length_of(answer_head)))
+                body = self._changed(asked, _body(answer_head, answering))
                 client.sendall(_with_length(answer_head, len(body)) + body)
 
     def _changed(self, asked: bytes, body: bytes) -> bytes:
@@ -88,8 +92,21 @@ def _length_of(head: bytes) -> int:
     return 0
 
 
+def _body(head: bytes, reader: Any) -> bytes:
+    """Of a length that is said, or in chunks, as CometBFT sends what is longer."""
+    if b"transfer-encoding: chunked" not in head.lower():
+        return bytes(reader.read(_length_of(head)))
+    body = b""
+    while size := int(reader.readline(), 16):
+        body += reader.read(size)
+        reader.readline()
+    reader.readline()
+    return body
+
+
 def _with_length(head: bytes, length: int) -> bytes:
-    lines = [line for line in head.split(b"\r\n") if line and not line.lower().startswith(b"content-length:")]
+    told = (b"content-length:", b"transfer-encoding:")
+    lines = [line for line in head.split(b"\r\n") if line and not line.lower().startswith(told)]
     return b"\r\n".join([*lines, f"content-length: {length}".encode(), b"", b""])
 
 

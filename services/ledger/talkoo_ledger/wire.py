@@ -108,6 +108,13 @@ def encode_record(module: str, record: Record) -> bytes:
     return codec.encode(record, _RECORD_TYPES[module][1])
 
 
+def record_proto(module: str, data: bytes) -> Proto:
+    """A record from the state tree as the message of `state.proto`. Raises Corrupt (code `bad_state_value`)."""
+    decode_record(module, data)
+    message: Proto = _RECORD_TYPES[module][1].FromString(data)
+    return message
+
+
 def decode_record(module: str, data: bytes) -> Record:
     """A record from the state tree. Raises Corrupt (code `bad_state_value`)."""
     if module not in _RECORD_TYPES:

@@ -44,6 +44,7 @@ COMMANDS: dict[str, Entry] = {
     "payments": Entry("Ledger", "talkoo.commands.listing", "payments", "List payments and their proofs."),
     "blocks": Entry("Ledger", "talkoo.commands.listing", "blocks", "List blocks, or show one."),
     "transfer": Entry("Ledger", "talkoo.commands.spend", "transfer", "Transfer tokens to an account."),
+    "light": Entry("Ledger", "talkoo.light.command", "light", "Follow a chain without trusting a node."),
 }
 SECTIONS = ("Work", "Models", "Ledger", "Federation")
 

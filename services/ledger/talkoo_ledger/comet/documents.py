@@ -23,9 +23,11 @@ from talkoo_consensus.types import (
     SignedType,
     Vote,
 )
+from talkoo_consensus.validators import Validator
 
 from talkoo_core.errors import Corrupt
 
+ED25519 = "tendermint/PubKeyEd25519"
 DOUBLE_VOTE = "tendermint/DuplicateVoteEvidence"
 
 T = TypeVar("T")
@@ -38,6 +40,14 @@ def block_of(document: Document) -> Block:
 
 def commit_of(document: Document) -> Commit:
     return _read("commit", lambda: _commit(document))
+
+
+def header_of(document: Document) -> Header:
+    return _read("header", lambda: _header(document))
+
+
+def validator_of(document: Document) -> Validator:
+    return _read("validator", lambda: _validator(document))
 
 
 def evidence_of(document: Document) -> DuplicateVoteEvidence:
@@ -117,6 +127,17 @@ def _header(document: Document) -> Header:
         evidence_hash=bytes.fromhex(document["evidence_hash"]),
         proposer_address=bytes.fromhex(document["proposer_address"]),
     )
+
+
+def _validator(document: Document) -> Validator:
+    key = document["pub_key"]
+    if key["type"] != ED25519:
+        raise ValueError(f"a key of the kind {key['type']}; this chain's are {ED25519}")
+    public_key = base64.b64decode(key["value"], validate=True)
+    validator = Validator.of(public_key, int(document["voting_power"]))
+    if validator.address.hex().upper() != document["address"]:
+        raise ValueError(f"{document['address']} is not the address of its key")
+    return validator
 
 
 def _block_id(document: Document) -> BlockId:

@@ -1,0 +1,99 @@
+"""`talkoo light` over the RPC of real ledger nodes, under our own engine and under CometBFT."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from talkoo_api.ledger.v1 import tx_pb2
+from talkoo_consensus.encoding import block_id_of, decode_block
+
+from talkoo_sim.comet_processes import CometLedgers
+from talkoo_sim.ledger_chain import address
+from talkoo_sim.ledger_processes import Ledgers, free_ports
+from talkoo_sim.tampering_proxy import TamperingProxy
+
+COMMAND_S = 60.0
+AMOUNT_UTLK = 7_000_000
+
+
+@pytest.fixture(params=["embedded", "cometbft"])
+async def network(request: Any, tmp_path: Path) -> AsyncIterator[tuple[Ledgers, dict[str, int]]]:
+    """Four running nodes and the ports of their RPCs."""
+    if request.param == "cometbft":
+        request.getfixturevalue("cometbft")
+        under_comet = CometLedgers(tmp_path)
+        ledgers: Ledgers = under_comet
+        ports = under_comet.rpc_ports
+    else:
+        ledgers = Ledgers(tmp_path)
+        ports = dict(zip(ledgers.names, free_ports(len(ledgers.names)), strict=True))
+        for name, port in ports.items():
+            ledgers.write_settings(name, rpc_listen=f"127.0.0.1:{port}")
+    ledgers.start()
+    await ledgers.reach(3)
+    yield ledgers, ports
+    await ledgers.close()
+
+
+async def talkoo_light(home: Path, *arguments: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "talkoo",
+        "light",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"HOME": str(home)},
+    )
+    out, err = await asyncio.wait_for(process.communicate(), COMMAND_S)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_values_of_a_real_chain_are_proven_and_lies_are_not(
+    network: tuple[Ledgers, dict[str, int]], tmp_path: Path
+) -> None:
+    ledgers, ports = network
+    urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    message = tx_pb2.Transfer(to=address("bob"), amount_utlk=AMOUNT_UTLK)
+    await ledgers.client("north", "alice").submit(message)
+    trusted = block_id_of(decode_block((await ledgers.blocks("west"))[1].block)).hash.hex()
+    where = ["--primary", urls["north"], "--witness", urls["east"]]
+    trust = ["--trusted-height", "2", "--trusted-hash", trusted]
+
+    status, out, err = await talkoo_light(tmp_path, *where, *trust, "--once")
+    assert (status, err) == (0, "")
+    assert out.startswith("verified ")
+
+    status, out, err = await talkoo_light(tmp_path, "account", address("bob"), *where, "-o", "json")
+    assert (status, err) == (0, ""), err
+    proven = json.loads(out)
+    assert proven["balance_utlk"] == (await ledgers.client("south").account(address("bob"))).balance_utlk
+    assert proven["proof"]["header_height"] == proven["proof"]["height"] + 1
+
+    status, out, err = await talkoo_light(tmp_path, "task", "task-0000000000000000", *where, "-o", "json")
+    assert (status, json.loads(out)["exists"]) == (0, False), err
+
+    with TamperingProxy(ports["north"]) as proxy:
+        proxy.alter("abci_query", richer)
+        alone = [*trust, "--primary", proxy.url, "--store", str(tmp_path / "other")]
+        status, out, err = await talkoo_light(tmp_path, "account", address("bob"), *alone)
+        assert (status, out) == (9, "")
+        assert "the proof proves nothing" in " ".join(err.split())
+        assert proxy.altered > 0
+
+
+def richer(result: Any) -> None:
+    """One byte of the account is another."""
+    value = bytearray(base64.b64decode(result["response"]["value"]))
+    value[-1] ^= 1
+    result["response"]["value"] = base64.b64encode(bytes(value)).decode()
