@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from talkoo_ledger.mempool import MAX_PER_SENDER
 from talkoo_ledger.query import answer
 from talkoo_ledger.snapshots import SnapshotStore
 
-from talkoo_core.errors import Corrupt, InvalidInput
+from talkoo_core.errors import Conflict, Corrupt, InvalidInput
 from talkoo_runtime.clock import SystemClock
 from talkoo_runtime.transactions import sign_transaction
 from talkoo_sim.ledger_chain import address, key_of, make_genesis
@@ -325,6 +326,13 @@ async def test_a_block_that_is_not_the_next_one_stops_the_node(served: Served, t
     assert "waits for 1" in (await engine.ask(finalize_block=finalize(blocks[1]))).exception.error
     with pytest.raises(Corrupt):
         await served.server.run()
+
+
+async def test_nobody_else_may_open_the_socket(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stat.S_IMODE(served.server.path.parent.stat().st_mode) == 0o700
+    monkeypatch.setattr("os.getuid", lambda: 4242)
+    with pytest.raises(Conflict, match="another user"):
+        await AbciServer(tmp_path / "theirs" / "socket", served.server.answer).start()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import random
+import shutil
 import signal
 import time
 import urllib.request
@@ -304,9 +305,12 @@ async def test_a_node_joins_by_state_sync_from_our_snapshots(federation: Federat
 
 
 async def test_a_chain_of_our_own_engine_goes_on_under_cometbft(federation: Federation, tmp_path: Path) -> None:
-    """All members stop at the same block, change one setting and start again: same ledger, same keys, next block."""
+    """All members stop at the same block, change one setting and start again: same ledger, same keys, next block.
+
+    A member that comes later takes CometBFT's genesis from another, and a snapshot.
+    """
     halt = 8
-    ledgers = federation(settings={"engine": "embedded", "halt_height": halt})
+    ledgers = federation(settings={"engine": "embedded", "halt_height": halt, "snapshot_interval_blocks": 4})
     ledgers.start()
     await ledgers.reach(1)
     before = transfers(ledgers.genesis, 5, 100)
@@ -335,3 +339,21 @@ async def test_a_chain_of_our_own_engine_goes_on_under_cometbft(federation: Fede
     ledgers.start("west")
     assert ledgers.processes["west"].wait(20) != 0
     assert "cannot go on from them" in ledgers.log("west")
+
+    shutil.rmtree(ledgers.state_folder("west"))
+    config = ledgers.state_folder("west") / "comet" / "config"
+    config.mkdir(parents=True)
+    shutil.copy(ledgers.state_folder("north") / "comet" / "config" / "genesis.json", config)
+    trusted = rpc(ledgers, "north", f"commit?height={halt + 1}")["signed_header"]["commit"]
+    ledgers.write_settings(
+        "west",
+        trust_height=halt + 1,
+        trust_hash=trusted["block_id"]["hash"],
+        comet={"sync_rpc": [ledgers.rpc_url("north"), ledgers.rpc_url("east")]},
+    )
+    height = (await ledgers.client("north").status()).height
+    await ledgers.reach(-(-height // 4) * 4 + 2, "north")
+    ledgers.start("west")
+    await ledgers.reach(height + 6, "west")
+    assert "was restored from a snapshot" in ledgers.log("west")
+    assert (await ledgers.client("west").account(address("alice"))).nonce == 10

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -16,7 +17,7 @@ from typing import cast
 from google.protobuf.message import DecodeError
 from talkoo_api.abci.v1 import abci_pb2
 
-from talkoo_core.errors import InvalidInput, TalkooError
+from talkoo_core.errors import Conflict, InvalidInput, TalkooError
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,13 @@ class AbciServer:
         self._failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
+        """Raises Conflict (`socket_taken`) where the socket's folder is another user's."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.parent.stat().st_uid != os.getuid():
+            raise Conflict(
+                f"{self.path.parent} belongs to another user; remove it, or give the ledger a shorter state_dir",
+                code="socket_taken",
+            )
         self.path.parent.chmod(0o700)
         self.path.unlink(missing_ok=True)
         self._server = await asyncio.get_running_loop().create_unix_server(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from talkoo_consensus.encoding import block_id_of, encode_block, encode_commit
 
-from talkoo_core.errors import Corrupt, TalkooError
+from talkoo_core.errors import Corrupt, Failed, NotFound, TalkooError
 from talkoo_core.signing import PrivateKey
 from talkoo_ledger.abci.beginning import Beginning, beginning_of
 from talkoo_ledger.abci.hosted import HostedLedger
@@ -86,9 +86,12 @@ class CometEngine:
         stored = self._ledger.store.block(height)
         if stored.block:
             return stored  # from the time of our own engine
-        block_document, commit_document = await asyncio.gather(
-            self.reads.call("block", height=str(height)), self.reads.call("commit", height=str(height))
-        )
+        try:
+            block_document, commit_document = await asyncio.gather(
+                self.reads.call("block", height=str(height)), self.reads.call("commit", height=str(height))
+            )
+        except Failed as error:
+            raise NotFound(f"block {height} is not in CometBFT's store: {error}", code="no_block") from None
         block = block_of(block_document["block"])
         commit = commit_of(commit_document["signed_header"]["commit"])
         if block_id_of(block) != commit.block_id or commit.block_id.hash != stored.events.hash:
