@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -156,3 +157,59 @@ def _guidance(ledgers: Any) -> Callable[[service_pb2.Ask], service_pb2.Answer | 
         return service_pb2.Answer(addresses=service_pb2.Addresses(addresses=entries))
 
     return answer
+
+
+FLOOD = 20_000
+MOST_GROWTH_BYTES = 256 * 1024 * 1024
+MESSAGE = service_pb2.PeerMessage
+
+
+def resident_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def floods(height: int) -> dict[str, service_pb2.PeerMessage]:
+    """Each is repeated without end. The last three are faults, the others are allowed and cost the node something."""
+    ask = service_pb2.Ask(id=1, blocks=service_pb2.BlocksRequest(from_height=1, to_height=height))
+    many = [f"org-{n}" for n in range(2_000)]
+    return {
+        "flood-asks": MESSAGE(ask=ask),
+        "flood-steps": MESSAGE(step=service_pb2.RoundStep(height=height, round=0, step=1)),
+        "flood-txs": MESSAGE(txs=service_pb2.TxBatch(txs=[b"\xff" * 900])),
+        "flood-answers": MESSAGE(answer=service_pb2.Answer(id=2**40, chunk=service_pb2.Chunk(data=bytes(1_000)))),
+        "flood-names": MESSAGE(neighbours=service_pb2.Neighbours(organizations=many)),
+        "flood-wrong": MESSAGE(ask=service_pb2.Ask(id=1)),
+    }
+
+
+async def test_floods_slow_nobody_down_for_long_and_fill_no_memory(tmp_path: Path) -> None:
+    ledgers = Ledgers(tmp_path, genesis_with_small_members(*floods(1)))
+    running: list[asyncio.Task[None]] = []
+    try:
+        for name in HONEST:
+            ledgers.write_settings(name, peers=HONEST)
+        ledgers.start(*HONEST)
+        await ledgers.reach(3, *HONEST)
+        before = resident_bytes(ledgers.processes["north"].pid)
+        peers: dict[str, ScriptedPeer] = {}
+        for name, message in floods(3).items():
+            peers[name] = ScriptedPeer(name, ledgers.genesis, lambda _: None, 0)
+            for _ in range(FLOOD):
+                peers[name].say(message)
+            running.append(asyncio.create_task(peers[name].run(ledgers.channel(name, "ledger", to="north"))))
+
+        async def faulty_dropped() -> bool:
+            return all(peers[name].ended for name in ("flood-answers", "flood-names", "flood-wrong"))
+
+        await ledgers.eventually(faulty_dropped, "those who send what no honest node sends are dropped")
+        height = (await ledgers.client("east").status()).height
+        await ledgers.reach(height + 5, *HONEST)
+        assert resident_bytes(ledgers.processes["north"].pid) - before < MOST_GROWTH_BYTES
+        answered = sum(m.WhichOneof("message") == "answer" for m in peers["flood-asks"].heard)
+        assert 0 < answered < FLOOD / 4, "questions are answered at a bounded pace"
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await ledgers.close()

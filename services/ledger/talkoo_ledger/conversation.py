@@ -12,7 +12,7 @@ from talkoo_core.errors import TalkooError
 from talkoo_core.signing import address_of
 from talkoo_ledger.answers import Answers
 from talkoo_ledger.executor import Executor
-from talkoo_ledger.intake import MAX_MESSAGE_BYTES, Faults, Pace, PeerTrouble, Room
+from talkoo_ledger.intake import ANSWERS_BYTES_PER_S, ANSWERS_PER_S, MAX_MESSAGE_BYTES, Faults, Pace, PeerTrouble, Room
 from talkoo_ledger.peers import Mesh
 from talkoo_ledger.settings import LedgerSettings
 from talkoo_ledger.snapshots import SnapshotStore
@@ -21,6 +21,8 @@ from talkoo_runtime.clock import Clock
 
 STALLED_TICKS = 4
 """A peer that says the same place so many times in a row is sent everything of the height again."""
+RESEND_EVERY_S = 0.8
+"""Everything of the height is sent again to one peer no more often than that, however fast it repeats itself."""
 MAX_HEIGHT = 2**62
 
 
@@ -39,8 +41,10 @@ class _Peer:
     def __init__(self, now_s: float) -> None:
         self.room = Room()
         self.pace = Pace(now_s)
+        self.answers = Pace(now_s, ANSWERS_BYTES_PER_S, ANSWERS_PER_S)
         self.place = (0, 0, 0)
         self.repeats = 0
+        self.resent_s = now_s
         self.head = Head(0, 0)
 
 
@@ -129,6 +133,9 @@ class Conversation:
             self.mesh.asks.answered(organization, message.answer)
         else:
             answer = await self._answers.answer(organization, message.ask)
+            early_s = self._peer(organization).answers.wait_s(answer.ByteSize(), asyncio.get_running_loop().time())
+            if early_s > 0:
+                await asyncio.sleep(early_s)
             self.mesh.send(organization, service_pb2.PeerMessage(answer=answer))
 
     # -- what the node needs -----------------------------------------------------------------------------------------
@@ -155,9 +162,10 @@ class Conversation:
         peer.head = Head(max(step.height - 1, 0), step.base)
         peer.repeats = peer.repeats + 1 if place == peer.place else 0
         peer.place = place
-        if peer.repeats < STALLED_TICKS:
+        now_s = asyncio.get_running_loop().time()
+        if peer.repeats < STALLED_TICKS or now_s - peer.resent_s < RESEND_EVERY_S:
             return False
-        peer.repeats = 0
+        peer.repeats, peer.resent_s = 0, now_s
         return True
 
     def _peer(self, organization: str) -> _Peer:

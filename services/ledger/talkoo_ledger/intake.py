@@ -34,6 +34,9 @@ PACE_MESSAGES_PER_S = 4_096
 """Of one peer in the long run; a faster one waits. Sixteen validators at 1,000 transactions a second need a tenth."""
 PACE_BURST_S = 2.0
 """So much of the pace may come at once."""
+ANSWERS_BYTES_PER_S = 16 * 1024 * 1024
+ANSWERS_PER_S = 64
+"""What one peer may have of our answers in the long run; further questions of it wait."""
 MAX_VERIFIED_VOTES = 4_096
 MAX_PROPOSALS_WITHOUT_BLOCK = 16
 MAX_SEEN_PROPOSALS = 64
@@ -72,17 +75,20 @@ class Room:
 class Pace:
     """A token bucket for one peer's bytes and messages. A message that is too early waits, it is not dropped."""
 
-    def __init__(self, now_s: float) -> None:
-        self._bytes = PACE_BYTES_PER_S * PACE_BURST_S
-        self._messages = PACE_MESSAGES_PER_S * PACE_BURST_S
+    def __init__(
+        self, now_s: float, bytes_per_s: int = PACE_BYTES_PER_S, messages_per_s: int = PACE_MESSAGES_PER_S
+    ) -> None:
+        self._bytes_per_s, self._messages_per_s = bytes_per_s, messages_per_s
+        self._bytes, self._messages = bytes_per_s * PACE_BURST_S, messages_per_s * PACE_BURST_S
         self._seen_s = now_s
 
     def wait_s(self, size_bytes: int, now_s: float) -> float:
         """Count a message; returns how long it has to wait, 0.0 as a rule."""
         passed_s, self._seen_s = max(now_s - self._seen_s, 0.0), now_s
-        self._bytes = min(self._bytes + passed_s * PACE_BYTES_PER_S, PACE_BYTES_PER_S * PACE_BURST_S) - size_bytes
-        self._messages = min(self._messages + passed_s * PACE_MESSAGES_PER_S, PACE_MESSAGES_PER_S * PACE_BURST_S) - 1
-        return max(-self._bytes / PACE_BYTES_PER_S, -self._messages / PACE_MESSAGES_PER_S, 0.0)
+        most_bytes, most_messages = self._bytes_per_s * PACE_BURST_S, self._messages_per_s * PACE_BURST_S
+        self._bytes = min(self._bytes + passed_s * self._bytes_per_s, most_bytes) - size_bytes
+        self._messages = min(self._messages + passed_s * self._messages_per_s, most_messages) - 1
+        return max(-self._bytes / self._bytes_per_s, -self._messages / self._messages_per_s, 0.0)
 
 
 class Faults:
