@@ -8,7 +8,7 @@ import hashlib
 import json
 import socket as socketlib
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from talkoo_consensus.encoding import block_id_of, encode_evidence, header_hash,
 from talkoo_consensus.types import Block, BlockId, DuplicateVoteEvidence, SignedType, Vote
 from talkoo_consensus.verify import verify_commit
 from talkoo_ledger.comet.documents import block_of, commit_of
-from talkoo_ledger.rpc.documents import evidence_document
+from talkoo_ledger.rpc.documents import evidence_document, update_document, validator_document
 from talkoo_ledger.rpc.server import MAX_BODY_BYTES
 from talkoo_ledger.rpc.subscriptions import MAX_PER_CLIENT
 from websockets.exceptions import ConnectionClosed
@@ -89,7 +89,7 @@ def test_consensus_state_shows_the_height_under_way(nodes: Nodes) -> None:
 # --- subscriptions ---
 
 
-def told(socket: ClientConnection, id_: int) -> Any:
+def next_of(socket: ClientConnection, id_: int) -> Any:
     """The next message for a subscription, or the answer to a call."""
     while True:
         message = json.loads(socket.recv(timeout=DEADLINE_S))
@@ -99,7 +99,7 @@ def told(socket: ClientConnection, id_: int) -> Any:
 
 def call(socket: ClientConnection, id_: int, method: str, **params: Any) -> Any:
     socket.send(json.dumps({"jsonrpc": "2.0", "id": id_, "method": method, "params": params}))
-    return told(socket, id_)
+    return next_of(socket, id_)
 
 
 def test_a_websocket_is_told_of_blocks_and_of_the_transactions_it_asked_for(nodes: Nodes) -> None:
@@ -107,14 +107,14 @@ def test_a_websocket_is_told_of_blocks_and_of_the_transactions_it_asked_for(node
     with rpc.websocket() as socket:
         assert call(socket, 1, "subscribe", query="tm.event = 'NewBlock'") == {"jsonrpc": "2.0", "id": 1, "result": {}}
         call(socket, 2, "subscribe", query="tm.event = 'Tx' AND transfer.amount_utlk = 77")
-        first, second = told(socket, 1)["result"], told(socket, 1)["result"]
+        first, second = next_of(socket, 1)["result"], next_of(socket, 1)["result"]
         blocks = [block_of(each["data"]["value"]["block"]) for each in (first, second)]
         assert blocks[1].header.last_block_id == block_id_of(blocks[0])
         assert blocks == [rpc.block(block.header.height) for block in blocks]
         nodes.rpcs[0].send(nodes.transfer(76))
         tx = nodes.transfer(77)
         nodes.rpcs[0].send(tx)
-        seen = told(socket, 2)["result"]
+        seen = next_of(socket, 2)["result"]
         assert base64.b64decode(seen["data"]["value"]["TxResult"]["tx"]) == tx
         assert seen["events"]["tx.hash"] == [hashlib.sha256(tx).hexdigest().upper()]
         assert seen["events"]["tm.event"] == ["Tx"]
@@ -353,14 +353,9 @@ def test_the_real_light_client_follows_our_chain_from_a_trusted_header(nodes: No
         until(lambda: light.ask("commit", height=str(later)).get("result"), "the light client follows")
 
 
-def _flip_hex(text: str) -> str:
-    """One byte changed."""
-    return f"{int(text[:2], 16) ^ 1:02X}{text[2:]}"
-
-
 def _alter_header(result: Any) -> None:
     header = result["signed_header"]["header"]
-    header["app_hash"] = _flip_hex(header["app_hash"])
+    header["app_hash"] = f"{int(header['app_hash'][:2], 16) ^ 1:02X}{header['app_hash'][2:]}"
 
 
 def _alter_commit(result: Any) -> None:
@@ -452,11 +447,52 @@ def test_a_double_vote_that_a_client_tells_one_node_stands_in_a_block_of_another
     broken = replace(evidence, vote_b=replace(evidence.vote_b, signature=bytes(64)))
     assert told.ask("broadcast_evidence", evidence=evidence_document(broken))["error"]["code"] == -32603
     began = told.height()
-    answered = told.get("broadcast_evidence", evidence=evidence_document(evidence))
-    assert base64.b64decode(answered["hash"]) == hashlib.sha256(encode_evidence(evidence)).digest()
+    with other.websocket() as socket:
+        call(socket, 1, "subscribe", query="tm.event = 'ValidatorSetUpdates'")
+        answered = told.get("broadcast_evidence", evidence=evidence_document(evidence))
+        assert base64.b64decode(answered["hash"]) == hashlib.sha256(encode_evidence(evidence)).digest()
+        (change,) = next_of(socket, 1)["result"]["data"]["value"]["validator_updates"]
+    removed = key_of("south-consensus").public.address
+    assert (bytes.fromhex(change["address"]), change["voting_power"]) == (removed, "0")
 
     def found() -> Block | None:
         blocks = [other.block(height) for height in range(began, other.height() + 1)]
         return next((block for block in blocks if block.evidence), None)
 
     assert until(found, "a block holds the evidence").evidence == (evidence,)
+
+
+def test_changes_of_validators_are_told_in_the_shape_of_the_real_cometbft_and_its_light_client_follows(
+    nodes: Nodes, comet: Rpc, tmp_path: Path
+) -> None:
+    """The double voter of the test before has lost its power; the kvstore's validator is given more."""
+    ours, witness = nodes.rpcs[:2]
+    until(lambda: ours.get("validators")["total"] == "3", "the double voter is no validator any more")
+    change, height = _change_of_validators(ours, range(ours.height(), 0, -1))
+    removed = key_of("south-consensus").public
+    assert change == [{"pub_key_bytes": base64.b64encode(removed.raw).decode(), "pub_key_type": "ed25519"}]
+    assert ours.validators(height + 1).find(removed.address) is not None
+    assert ours.validators(height + 2).find(removed.address) is None
+    trusted = ours.get("commit", height="2")["signed_header"]["commit"]["block_id"]["hash"]
+    with LightProxy(tmp_path, ours.url, witness.url, 2, trusted) as light:
+        until(lambda: "result" in light.ask("commit", height=str(height + 2)), "the changed set is verified")
+        assert light.get("validators", height=str(height + 2))["total"] == "3"
+
+    key = json.loads((comet.home / "config" / "priv_validator_key.json").read_text())["pub_key"]["value"]
+    with comet.websocket() as socket:
+        call(socket, 1, "subscribe", query="tm.event = 'ValidatorSetUpdates'")
+        comet.send(f"val=ed25519!{key}!11".encode())
+        theirs = next_of(socket, 1)["result"]["data"]
+    their_change, _ = _change_of_validators(comet, range(comet.height(), 0, -1))
+    (their_update,) = theirs["value"]["validator_updates"]
+    assert shape(their_update) == shape(validator_document(ours.validators(1).validators[0]))
+    assert shape(update_document(ours.validators(1).validators[0])) == shape(their_change[0])
+
+
+def _change_of_validators(rpc: Rpc, heights: Iterable[int]) -> tuple[Any, int]:
+    """The first that is found, with its height."""
+    for height in heights:
+        change = rpc.get("block_results", height=str(height))["validator_updates"]
+        if change:
+            return change, height
+    raise AssertionError("no block changed the validators")
