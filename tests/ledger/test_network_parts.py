@@ -239,3 +239,15 @@ async def test_a_question_has_one_answer_in_time_of_the_right_kind() -> None:
 def test_an_endpoint_in_the_settings_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="is no host:port"):
         Mesh(settings(tmp_path, "own", peers=(Peer("east", "nowhere"),)), Listener({"own"}), SystemClock())
+
+
+async def test_who_is_no_member_any_more_is_disconnected_and_forgotten(tmp_path: Path) -> None:
+    names = {"own", "east", "west"}
+    mesh = mesh_of(tmp_path, "own", {name: names - {name} for name in names})
+    mesh.book.hear("west", "west", "west:1")
+    mesh.book.hear("east", "east", "east:1")
+    mesh._part_from_leavers(frozenset({"own", "east"}))
+    assert mesh.streams["west"].closed.is_set()
+    assert not mesh.streams["east"].closed.is_set()
+    assert mesh.book.choose("west", 10**18) is None
+    assert mesh.book.choose("east", 10**18) == "east:1"
