@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from talkoo_api.abci.v1 import abci_pb2
 from talkoo_api.ledger.v1 import state_pb2, tx_pb2
 from talkoo_consensus.chain import make_block
@@ -25,7 +28,7 @@ from talkoo_ledger.executor import Executor
 from talkoo_ledger.genesis import Genesis
 from talkoo_ledger.mempool import MAX_PER_SENDER
 from talkoo_ledger.query import answer
-from talkoo_ledger.snapshots import SnapshotStore
+from talkoo_ledger.snapshots import FORMAT, SnapshotStore, chunks_of
 
 from talkoo_core.errors import Conflict, Corrupt, InvalidInput
 from talkoo_runtime.clock import SystemClock
@@ -431,10 +434,48 @@ async def test_a_ledger_restores_itself_from_the_snapshot_of_another(served: Ser
     assert applied.result == abci_pb2.APPLY_SNAPSHOT_CHUNK_RESULT_ACCEPT
     info = (await other.ask(info=abci_pb2.InfoRequest())).info
     assert (info.last_block_height, info.last_block_app_hash) == (2, app_hash)
+    # An engine that was killed before it knew of it begins once more.
+    assert (await other.ask(offer_snapshot=good)).offer_snapshot.result == abci_pb2.OFFER_SNAPSHOT_RESULT_ACCEPT
+    applied = (await other.ask(apply_snapshot_chunk=right)).apply_snapshot_chunk
+    assert applied.result == abci_pb2.APPLY_SNAPSHOT_CHUNK_RESULT_ACCEPT
+    assert (await engine.ask(offer_snapshot=good)).offer_snapshot.result == abci_pb2.OFFER_SNAPSHOT_RESULT_ABORT
     await joining.close()
     again = HostedLedger(make_genesis(), tmp_path / "joining", SystemClock())
     assert again.application.info().app_hash == app_hash
     again.store.close()
+
+
+def lying_snapshot(app_hash: bytes, content: bytes) -> abci_pb2.Snapshot:
+    """Whoever knows the right root can describe any bytes as a snapshot of it."""
+    metadata = app_hash + hashlib.sha256(content).digest()
+    return abci_pb2.Snapshot(
+        height=2, format=FORMAT, chunks=1, hash=hashlib.sha256(metadata).digest(), metadata=metadata
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(change=st.one_of(st.binary(max_size=200), st.tuples(st.integers(0, 5_000), st.binary(min_size=1, max_size=8))))
+def test_whatever_a_peer_calls_a_snapshot_changes_nothing_unless_it_has_the_root(
+    tmp_path_factory: pytest.TempPathFactory, change: bytes | tuple[int, bytes]
+) -> None:
+    ledger = HostedLedger(make_genesis(), tmp_path_factory.mktemp("ledger"), SystemClock())
+    requests = Requests(ledger, SnapshotStore(tmp_path_factory.mktemp("snapshots")), Told())
+    before = ledger.application.info()
+    content = b"".join(chunks_of(ledger.application.snapshot()))
+    if isinstance(change, bytes):
+        wrong = change
+    else:
+        place, put = change[0] % len(content), change[1]
+        wrong = content[:place] + put + content[place + len(put) :]
+    app_hash = hashlib.sha256(b"another state").digest()
+    offer = abci_pb2.OfferSnapshotRequest(snapshot=lying_snapshot(app_hash, wrong), app_hash=app_hash)
+    accepted = requests.answer(abci_pb2.Request(offer_snapshot=offer)).offer_snapshot
+    assert accepted.result == abci_pb2.OFFER_SNAPSHOT_RESULT_ACCEPT
+    apply = abci_pb2.ApplySnapshotChunkRequest(index=0, chunk=wrong, sender="liar")
+    applied = requests.answer(abci_pb2.Request(apply_snapshot_chunk=apply)).apply_snapshot_chunk
+    assert applied.result == abci_pb2.APPLY_SNAPSHOT_CHUNK_RESULT_REJECT_SNAPSHOT
+    assert ledger.application.info() == before
+    ledger.store.close()
 
 
 async def test_misbehavior_of_the_engine_reaches_the_ledger(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from talkoo_ledger.application import Application, Info
-from talkoo_ledger.snapshots import CHUNK_BYTES, FORMAT, Entry, Restore, SnapshotStore, chunks_of, entries_of
+from talkoo_ledger.snapshots import CHUNK_BYTES, FORMAT, Entry, Restore, Snapshot, SnapshotStore, chunks_of, entries_of
 
 from talkoo_core.errors import Corrupt
 from talkoo_sim.ledger_chain import make_genesis
@@ -72,6 +73,14 @@ def test_chunks_come_in_any_order_and_a_wrong_one_is_refused(tmp_path: Path) -> 
     restore.add(1, chunks[1])
     assert restore.complete
     assert list(restore.entries()) == large_entries()
+
+
+def test_a_chunk_that_is_too_large_is_refused_though_its_hash_fits() -> None:
+    chunk = b"x" * (CHUNK_BYTES + 1)
+    metadata = b"r" * 32 + hashlib.sha256(chunk).digest()
+    restore = Restore(Snapshot(7, FORMAT, 1, hashlib.sha256(metadata).digest(), metadata), b"r" * 32)
+    with pytest.raises(Corrupt):
+        restore.add(0, chunk)
 
 
 def test_a_description_that_lies_is_refused(tmp_path: Path) -> None:

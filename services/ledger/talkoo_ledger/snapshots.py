@@ -25,8 +25,8 @@ from talkoo_runtime.disk import full_disk_is_exhausted, sync_folder, write_atomi
 
 FORMAT = 1
 CHUNK_BYTES = 1024 * 1024
-MAX_CHUNKS = 65_536
-"""64 GiB of state: its metadata (2 MiB) still travels in one message."""
+MAX_CHUNKS = 4_096
+"""4 GiB: nodes hold their state, and a snapshot that arrives, in memory."""
 HASH_BYTES = 32
 KEEP = 2
 
@@ -172,7 +172,8 @@ class Restore:
 
     def add(self, index: int, chunk: bytes) -> None:
         """Raises Corrupt (`bad_chunk`): ask another peer for it."""
-        if not 0 <= index < self.snapshot.chunks or hashlib.sha256(chunk).digest() != self.snapshot.chunk_hash(index):
+        fits = 0 <= index < self.snapshot.chunks and len(chunk) <= CHUNK_BYTES
+        if not fits or hashlib.sha256(chunk).digest() != self.snapshot.chunk_hash(index):
             raise Corrupt(
                 f"chunk {index} of the snapshot of block {self.snapshot.height} is not what its hash says; "
                 "fetch it from another peer",

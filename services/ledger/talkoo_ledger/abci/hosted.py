@@ -89,14 +89,19 @@ class HostedLedger(Executor):
         """The lowest block that is kept when `height` is the last one; 0: all."""
         return max(height - self._retain_blocks + 1, 0) if self._retain_blocks else 0
 
+    @property
+    def takes_snapshot(self) -> bool:
+        """While no block was applied: also when one was restored, and the engine was killed before it knew."""
+        return self.store.base() == 0
+
     def restore(self, entries: Iterable[Entry], height: int, app_hash: bytes) -> None:
         """Begin from a snapshot instead of genesis. Raises Corrupt (`state_mismatch`): nothing has changed then."""
-        assert self.chain.last_height == 0, f"a ledger at block {self.chain.last_height} takes no snapshot"
-        taken, genesis = list(entries), list(self.application.snapshot())
+        assert self.takes_snapshot, f"a ledger at block {self.chain.last_height} takes no snapshot"
+        taken, before = list(entries), list(self.application.snapshot())
         try:
             self.application.load(taken, height, app_hash)
         except Corrupt:
-            self.application.load(genesis, 0, self.chain.app_hash)
+            self.application.load(before, self.chain.last_height, self.chain.app_hash)
             raise
         chain = replace(
             self.chain,

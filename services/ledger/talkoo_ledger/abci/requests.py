@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 INFO_DATA = "talkoo"
 TX_OVERHEAD_BYTES = 5
 """Of a transaction in a block's protobuf, beyond its own bytes: a tag, and a length below 2^28."""
-RETRIES_MAX = 3
-"""So many snapshots whose chunks were right and whose state was not are tried before state sync is given up."""
 
 
 class Told(Protocol):
@@ -47,7 +45,6 @@ class Requests:
         self._by_sender: Counter[str] = Counter()
         """Transactions that were checked since the last block, so those that wait."""
         self._restore: Restore | None = None
-        self._failed_restores = 0
         self._answers: dict[str, Callable[[abci_pb2.Request], abci_pb2.Response]] = {
             "echo": self._echo,
             "flush": lambda _: _FLUSHED,
@@ -189,7 +186,7 @@ class Requests:
     def _offer_snapshot(self, request: abci_pb2.Request) -> abci_pb2.Response:
         offered = request.offer_snapshot
         self._restore = None
-        if self._ledger.chain.last_height or self._failed_restores >= RETRIES_MAX:
+        if not self._ledger.takes_snapshot:
             result = abci_pb2.OFFER_SNAPSHOT_RESULT_ABORT
         elif offered.snapshot.format != FORMAT:
             result = abci_pb2.OFFER_SNAPSHOT_RESULT_REJECT_FORMAT
@@ -222,7 +219,6 @@ class Requests:
                 self._ledger.restore(restore.entries(), restore.snapshot.height, restore.snapshot.app_hash)
             except Corrupt as error:
                 log.warning("the snapshot of block %d is not the chain's state: %s", restore.snapshot.height, error)
-                self._failed_restores += 1
                 applied.result = abci_pb2.APPLY_SNAPSHOT_CHUNK_RESULT_REJECT_SNAPSHOT
         return abci_pb2.Response(apply_snapshot_chunk=applied)
 

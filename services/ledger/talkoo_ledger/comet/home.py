@@ -92,7 +92,7 @@ def write_home(settings: LedgerSettings, genesis: Genesis, beginning: Beginning,
             )
         height, round_, step = beginning.signed
         write_atomic(state, _json({"height": str(height), "round": round_, "step": step}), mode=0o600)
-    write_atomic(config / "config.toml", configuration(settings, home, socket).encode())
+    write_atomic(config / "config.toml", configuration(settings, socket).encode())
     return home
 
 
@@ -129,10 +129,9 @@ def genesis_document(genesis: Genesis, beginning: Beginning) -> dict[str, Any]:
     }
 
 
-def configuration(settings: LedgerSettings, home: Path, socket: Path) -> str:
+def configuration(settings: LedgerSettings, socket: Path) -> str:
     """config.toml: what is not named here is CometBFT's default."""
     comet = settings.comet
-    begins = not (home / "data" / "state.db").exists()
     tables: dict[str, dict[str, object]] = {
         "": {
             "version": "1.0.1",
@@ -156,7 +155,7 @@ def configuration(settings: LedgerSettings, home: Path, socket: Path) -> str:
         "mempool": {"size": MAX_TXS, "max_txs_bytes": MAX_BYTES, "cache_size": CACHE_TXS},
         "tx_index": {"indexer": "kv" if comet.index else "null"},
         "statesync": {
-            "enable": bool(comet.sync_rpc) and begins,
+            "enable": bool(comet.sync_rpc),  # it leaves this alone once it has blocks
             "rpc_servers": ",".join(comet.sync_rpc),
             "trust_height": settings.trust_height,
             "trust_hash": settings.trust_hash,
