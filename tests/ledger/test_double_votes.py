@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import grpc
 import pytest
@@ -15,6 +16,7 @@ from talkoo_consensus.encoding import (
     block_id_of,
     decode_block,
     decode_commit,
+    decode_evidence,
     encode_evidence,
     encode_vote,
     vote_sign_bytes,
@@ -35,6 +37,8 @@ from talkoo_consensus.validators import ValidatorSet
 from talkoo_ledger.application import FinalizeRequest, FinalizeResponse
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.misbehavior import Misbehavior, proven_by
+from talkoo_ledger.offences import Offences
+from talkoo_ledger.peers import Mesh
 
 from talkoo.verification.chain import Replay
 from talkoo_core.amounts import share_ppm
@@ -215,6 +219,79 @@ def test_a_restart_forgets_neither_pending_nor_committed_evidence(tmp_path: Path
     chain.reopen()
     assert chain.executor.evidence.report(chain.lie(1), chain.executor.chain) is None
     assert chain.decide().evidence == ()
+
+
+class Told:
+    """Stands for the mesh, of which it needs the two ways to send: what is sent is kept."""
+
+    def __init__(self) -> None:
+        self.to_all: list[bytes] = []
+        self.passed_on: list[tuple[str, bytes]] = []
+
+    def send_all(self, message: service_pb2.PeerMessage) -> None:
+        self.to_all.append(message.evidence)
+
+    def relay(self, source: str, _origin: str, message: service_pb2.PeerMessage) -> None:
+        self.passed_on.append((source, message.evidence))
+
+
+def offences(chain: Chain, own: str) -> tuple[Offences, Told]:
+    told = Told()
+    return Offences(chain.executor, cast(Mesh, told), key_of(f"{own}-consensus").public.address), told
+
+
+def test_what_is_new_is_told_once_and_what_a_peer_says_is_passed_on_once(tmp_path: Path) -> None:
+    chain = Chain(tmp_path)
+    chain.decide()
+    chain.decide()
+    liar, other, own = (organization.name for organization in chain.genesis.organizations[:3])
+    here, told = offences(chain, own)
+    here.voted_twice(chain.lie(1))
+    here.voted_twice(chain.lie(1))
+    (evidence,) = told.to_all
+    assert [message.evidence for message in here.messages()] == [evidence]
+    here.heard(other, evidence)
+    assert told.passed_on == []
+    past = PastHeight(TIME_NS + 2 * 10**9, chain.executor.chain.validators)
+    second = form(lie(chain.genesis.chain_id, past.validators, liar, 2), past)
+    assert second is not None
+    here.heard(other, encode_evidence(second))
+    here.heard(own, encode_evidence(second))
+    assert told.passed_on == [(other, encode_evidence(second))]
+    assert len(told.to_all) == 1
+
+
+def test_a_node_that_sees_its_own_key_elsewhere_says_so_and_does_not_accuse_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chain = Chain(tmp_path)
+    chain.decide()
+    here, told = offences(chain, chain.genesis.organizations[0].name)
+    here.voted_twice(chain.lie(1))
+    assert "another node signs with this validator's key" in caplog.text
+    assert told.to_all == []
+    assert chain.executor.evidence.pending(chain.executor.chain) == ()
+
+
+def test_two_commits_that_disagree_tell_who_precommitted_the_block_and_nil(tmp_path: Path) -> None:
+    chain = Chain(tmp_path)
+    chain.decide()
+    here, told = offences(chain, chain.genesis.organizations[1].name)
+    ours = chain.executor.last_commit()
+    here.height_ended(ours)
+    validator = chain.executor.chain.last_validators.validators[0]
+    key = key_of(f"{chain.by_address[validator.address]}-consensus")
+    nil = Vote(SignedType.PRECOMMIT, 1, 0, NIL_BLOCK_ID, TIME_NS, validator.address, 0)
+    place = CommitSig(
+        BlockIdFlag.NIL, validator.address, TIME_NS, key.sign(vote_sign_bytes(chain.genesis.chain_id, nil))
+    )
+    theirs = replace(ours, signatures=(place, *ours.signatures[1:]))
+    block = chain.decide()
+    here.after_block(block)
+    assert told.to_all == []
+    here.after_block(replace(block, last_commit=theirs))
+    (evidence,) = map(decode_evidence, told.to_all)
+    assert evidence.validator_address == validator.address
 
 
 def test_evidence_that_was_heard_between_blocks_is_kept_with_the_next(tmp_path: Path) -> None:

@@ -143,6 +143,12 @@ def test_a_node_keeps_the_votes_of_heights_with_several_rounds_and_not_for_ever(
         read_transcript(executor.store, 7)
 
 
+def test_a_folder_without_a_store_is_told_and_stays_as_it_was(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["export", "--state", str(tmp_path), "--height", "1"])
+    assert isinstance(result.exception, NotFound)
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_real_nodes_without_their_proposer_keep_transcripts_that_accuse_nobody(
     ledgers: Ledgers, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 from talkoo_consensus.encoding import encode_vote
 
-from talkoo_core.errors import TalkooError
+from talkoo_core.errors import NotFound, TalkooError
 from talkoo_ledger.store import BlockStore
 from talkoo_ledger.transcripts import Transcript, judge, read_transcript
 
@@ -30,6 +30,8 @@ def main() -> None:
 @click.option("--height", type=click.IntRange(min=1), required=True)
 def export(state: Path, height: int) -> None:
     """Write this node's transcript of a height as JSON."""
+    if not (state / STORE_FILE).is_file():
+        raise NotFound(f"{state} holds no {STORE_FILE}: give the state_dir of a ledger node", code="no_store")
     store = BlockStore(state / STORE_FILE)
     try:
         click.echo(read_transcript(store, height).to_json())
