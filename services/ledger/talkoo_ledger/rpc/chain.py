@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
+from talkoo_api.ledger.v1 import service_pb2
 from talkoo_consensus.chain import ChainState
 from talkoo_consensus.encoding import block_id_of, decode_block, decode_commit
 from talkoo_consensus.types import NIL_BLOCK_ID, Block, BlockId
 from talkoo_consensus.validators import Validator, ValidatorSet
 
 from talkoo_core.errors import InvalidInput, NotFound
+from talkoo_core.merkle import Proof, proofs_from_byte_slices
 from talkoo_ledger.event_index import block_events
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.rpc.documents import (
@@ -32,6 +36,7 @@ from talkoo_ledger.rpc.documents import (
     validator_document,
 )
 from talkoo_ledger.rpc.searches import Searches
+from talkoo_ledger.store import BlockStore
 
 BLOCK_METAS_MAX = 20
 PER_PAGE = 30
@@ -40,11 +45,23 @@ GENESIS_CHUNK_BYTES = 16 * 1024 * 1024
 BLOCKS_REMEMBERED = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class ReadBlock:
+    """A decoded block; what only some calls need of it is made when the first does."""
+
     block: Block
     block_id: BlockId
     size_bytes: int
+    store: BlockStore
+
+    @cached_property
+    def results(self) -> tuple[service_pb2.TxResult, ...]:
+        return self.store.block(self.block.header.height).results
+
+    @cached_property
+    def proofs(self) -> list[Proof]:
+        """Of each transaction against the header's data_hash."""
+        return proofs_from_byte_slices([hashlib.sha256(tx).digest() for tx in self.block.data.txs])[1]
 
 
 class ChainReader:
@@ -87,7 +104,7 @@ class ChainReader:
             if stored is None:
                 return None
             block = decode_block(stored[0])
-            read = self._blocks[height] = ReadBlock(block, block_id_of(block), len(stored[0]))
+            read = self._blocks[height] = ReadBlock(block, block_id_of(block), len(stored[0]), self.executor.store)
             if len(self._blocks) > BLOCKS_REMEMBERED:
                 self._blocks.popitem(last=False)
         return read

@@ -9,7 +9,6 @@ import hashlib
 from talkoo_api.ledger.v1 import service_pb2
 
 from talkoo_core.errors import Exhausted, NotFound, TalkooError, Unavailable
-from talkoo_core.merkle import proofs_from_byte_slices
 from talkoo_ledger.engine import Engine
 from talkoo_ledger.event_index import Place
 from talkoo_ledger.mempool import Mempool
@@ -160,19 +159,15 @@ class TransactionMethods:
         if read is None:
             return None
         txs = read.block.data.txs
-        if result is None:
-            result = self._reader.executor.store.block(height).results[index]
         found: Document = {
             "hash": hex_of(hashlib.sha256(txs[index]).digest()),
             "height": str(height),
             "index": index,
-            "tx_result": result_document(result),
+            "tx_result": result_document(read.results[index] if result is None else result),
             "tx": base64.b64encode(txs[index]).decode(),
         }
         if prove:
-            leaves = [hashlib.sha256(each).digest() for each in txs]
-            root, proofs = proofs_from_byte_slices(leaves)
-            found["proof"] = proof_document(root, txs[index], proofs[index])
+            found["proof"] = proof_document(read.block.header.data_hash, txs[index], read.proofs[index])
         return found
 
 
