@@ -5,7 +5,8 @@
 Four processes of `python -m talkoo_ledger` decide blocks of transfers. In turn one of them is killed -9 at a random
 moment, started again so that it kills itself at its k-th persistence point (`dying_node`), and started once more in
 good health, until it has what the others have. At the end `Outcome.broken` says what must never have happened: two
-signatures for one place, an acknowledged transaction that is lost, a fork, tokens that came from nowhere.
+signatures for one place, one that its validator has forgotten, an acknowledged transaction that is lost, a fork,
+tokens that came from nowhere.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ import click
 import msgspec
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, tx_pb2
 from talkoo_ledger.genesis import Genesis, GenesisOrganization
+from talkoo_ledger.sign_state import Signer
 
 from talkoo_core.errors import TalkooError
+from talkoo_runtime.disk import FolderDisk
 from talkoo_runtime.ledger_client import LedgerClient
 from talkoo_sim.dying_node import Plan
 from talkoo_sim.ledger_chain import ORGANIZATIONS, address, key_of, make_genesis
@@ -156,6 +159,7 @@ class CrashRun:
 
     async def _rejoin(self, victim: str) -> None:
         """Start it in good health, and measure until it stands where the others stand."""
+        self._check_memory(victim)
         began = time.monotonic()
         self._start(victim)
         while time.monotonic() - began < REJOIN_DEADLINE_S:
@@ -167,6 +171,14 @@ class CrashRun:
                     return
             await asyncio.sleep(LOOK_EVERY_S)
         self.outcome.broken.append(f"{victim} was not back in {REJOIN_DEADLINE_S:.0f} s")
+
+    def _check_memory(self, victim: str) -> None:
+        """What a dead validator was heard to sign must stand in its sign state."""
+        key = key_of(f"{victim}-consensus")
+        signer = Signer(key, self.ledgers.genesis.chain_id, FolderDisk(self.ledgers.folder / victim / "state"))
+        heard = self.recorder.last(key.public.address)
+        if heard > signer.last:
+            self.outcome.broken.append(f"{victim} was heard for {heard} and remembers {signer.last}")
 
     async def _listens(self, name: str) -> None:
         """Wait for its port: a gRPC channel would wait longer with each attempt, and that would be measured too."""

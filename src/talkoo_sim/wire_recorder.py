@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import grpc
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc
 from talkoo_consensus.encoding import decode_proposal, decode_vote
+from talkoo_ledger.sign_state import Place, place_of
 
 from talkoo_sim.ledger_processes import Ledgers
 
@@ -25,6 +26,7 @@ class WireRecorder:
     ledgers: Ledgers
     organization: str
     heard: int = 0
+    _last: dict[bytes, Place] = field(default_factory=dict)
     _signatures: dict[tuple[bytes, int, int, int], set[bytes]] = field(default_factory=lambda: defaultdict(set))
 
     def twice(self) -> list[str]:
@@ -37,6 +39,10 @@ class WireRecorder:
             for (who, height, round_, kind), signatures in self._signatures.items()
             if len(signatures) > 1
         ]
+
+    def last(self, validator_address: bytes) -> Place:
+        """The latest place for which a validator's vote has been heard."""
+        return self._last.get(validator_address, (0, 0, 0))
 
     async def run(self, *names: str) -> None:
         async with asyncio.TaskGroup() as group:
@@ -77,6 +83,7 @@ class WireRecorder:
             vote = decode_vote(message.vote)
             place = (vote.validator_address, vote.height, vote.round, int(vote.type))
             self._signatures[place].add(vote.signature)
+            self._last[vote.validator_address] = max(self.last(vote.validator_address), place_of(vote))
         elif kind == "proposal":
             proposal = decode_proposal(message.proposal)
             self._signatures[(b"", proposal.height, proposal.round, PROPOSAL)].add(proposal.signature)
