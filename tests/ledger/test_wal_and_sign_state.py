@@ -117,8 +117,35 @@ def test_a_vote_is_signed_so_that_others_accept_it(tmp_path: Path) -> None:
 
 
 def test_the_same_place_and_block_give_the_stored_vote_even_after_a_restart(tmp_path: Path) -> None:
-    first = signer(tmp_path).sign_vote(vote(), 99)
+    one = signer(tmp_path)
+    first = one.sign_vote(vote(), 99)
+    assert one.sign_vote(vote(), 12_345) == first
+    one.sync()
     assert signer(tmp_path).sign_vote(vote(), 12_345) == first
+
+
+def test_nothing_reaches_the_disk_before_the_log_that_explains_it(tmp_path: Path) -> None:
+    """A signature on disk whose reasons are lost can neither be repeated nor replaced: the validator is mute."""
+    one = signer(tmp_path)
+    one.sign_vote(vote(), 99)
+    assert one.unsynced
+    assert signer(tmp_path).last == (0, 0, 0)
+    one.sync()
+    assert signer(tmp_path).last == one.last == (5, 0, 2)
+
+
+def test_what_only_the_log_knows_of_our_signatures_is_adopted(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    first = signer(other).sign_vote(vote(), 99)
+    one = signer(tmp_path)
+    one.adopt(first)
+    one.adopt(first)
+    assert one.sign_vote(vote(), 12_345) == first
+    with pytest.raises(DoubleSignRefused):
+        one.sign_vote(vote(block=OTHER), 100)
+    one.sync()
+    with pytest.raises(DoubleSignRefused):
+        signer(tmp_path).sign_vote(vote(block=OTHER), 100)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +157,11 @@ def test_the_same_place_and_block_give_the_stored_vote_even_after_a_restart(tmp_
     ],
 )
 def test_another_vote_for_the_place_or_an_earlier_one_is_refused(tmp_path: Path, regression: Vote) -> None:
-    signer(tmp_path).sign_vote(vote(), 99)
+    one = signer(tmp_path)
+    one.sign_vote(vote(), 99)
+    with pytest.raises(DoubleSignRefused):
+        one.sign_vote(regression, 100)
+    one.sync()
     with pytest.raises(DoubleSignRefused):
         signer(tmp_path).sign_vote(regression, 100)
 
@@ -149,7 +180,9 @@ def test_steps_and_rounds_and_heights_go_forward_only(tmp_path: Path) -> None:
 
 
 def test_the_same_proposal_again_is_the_stored_one_and_another_is_refused(tmp_path: Path) -> None:
-    first = signer(tmp_path).sign_proposal(Proposal(5, 0, -1, BLOCK, 7))
+    one = signer(tmp_path)
+    first = one.sign_proposal(Proposal(5, 0, -1, BLOCK, 7))
+    one.sync()
     assert signer(tmp_path).sign_proposal(Proposal(5, 0, -1, BLOCK, 7)) == first
     with pytest.raises(DoubleSignRefused):
         signer(tmp_path).sign_proposal(Proposal(5, 0, -1, OTHER, 7))

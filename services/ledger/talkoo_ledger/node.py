@@ -174,7 +174,7 @@ class Node:
             return
         logged = list(self._wal.replay(height))
         for event in logged:
-            self._check_sign_state(event)
+            self._adopt_signed(event)
         self._wal.begin(height)
         self._logged = frozenset(logged)
         self._feed(StartHeight(height, self.chain.validators, self.executor.last_commit()))
@@ -184,14 +184,14 @@ class Node:
         self._logged = frozenset()
         log.info("at height %d, %d logged inputs replayed", height, len(logged))
 
-    def _check_sign_state(self, event: Event) -> None:
-        """That the sign state knows our own messages of the log. Raises Corrupt."""
+    def _adopt_signed(self, event: Event) -> None:
+        """The sign state gets to know our own messages of the log, if it does not yet."""
         if isinstance(event, VoteReceived) and event.vote.validator_address == self._address:
-            self._signer.check_covers(event.vote)
+            self._signer.adopt(event.vote)
         if isinstance(event, ProposalReceived):
             proposer = self.chain.validators.proposer_of_round(event.proposal.round)
             if event.proposal.height == self.chain.height and proposer.address == self._address:
-                self._signer.check_covers(event.proposal)
+                self._signer.adopt(event.proposal)
 
     def _take(self, item: Item) -> None:
         match item:
@@ -226,11 +226,11 @@ class Node:
     def _flush(self) -> None:
         """Make durable what we signed and, in the log, why; then send. What binds nobody needs no waiting for the disk.
 
-        The sign state comes first: whatever the log knows of our signatures, it knows.
+        The log comes first: whatever the sign state knows, the log explains.
         """
         if self._signer.unsynced:
-            self._signer.sync()
             self._wal.sync()
+            self._signer.sync()
         messages, self._outgoing = self._outgoing, []
         for message in messages:
             self.mesh.send_all(message)
@@ -280,13 +280,13 @@ class Node:
         work = len(self.mempool) > 0 or self.executor.more_work
         interval_ms = self._settings.block_interval_ms if work else self._settings.empty_block_interval_ms
         passed_ms = (self._clock.now_ns() - self.chain.last_time_ns) / 1e6
-        if building.round > 0 or self.chain.last_height == 0 or passed_ms >= interval_ms:
+        # A clock that stands before the last block's time tells no interval: waiting for it could take for ever.
+        known = 0 <= passed_ms < interval_ms
+        if building.round > 0 or self.chain.last_height == 0 or not known:
             self._build()
         elif not self._build_timer_ms or self._build_timer_ms > interval_ms:
             self._build_timer_ms = interval_ms
-            # A clock that stands before the last block's time must not make us wait longer than the interval.
-            wait_ms = min(interval_ms - passed_ms, interval_ms)
-            self._later(wait_ms / 1000, BuildNow(building.height, building.round))
+            self._later((interval_ms - passed_ms) / 1000, BuildNow(building.height, building.round))
 
     def _build(self) -> None:
         building, self._building = self._building, None

@@ -1,5 +1,9 @@
 """What our validator signed last, on disk before any of it leaves: never two signatures for one place.
 
+Nothing reaches the disk before `sync`, which comes after the log's: whatever this file knows, the log explains. A node
+that stops in between finds its own messages in its log and adopts them (the log is redone); the other way round it
+would stand before a signature whose reasons are forgotten, and could neither repeat nor replace it.
+
 As CometBFT's private validator: a place is (height, round, step). The same place and the same content reuse the stored
 signature (a vote that differs only in its time is the stored vote); other content, or a place that is not later than
 the last one, is refused.
@@ -75,11 +79,14 @@ class Signer:
         self._signed: dict[Place, bytes] = {_place(slot): _message(slot) for slot in self._slots[-KEPT:]}
         # After a crash of the process alone, what it wrote may not be durable yet, and it is about to be sent again.
         self._unsynced = bool(self._slots)
+        self._waiting: list[bytes] = []
+        """Slots that `sync` will write."""
 
     @property
     def last(self) -> Place:
         """The last place that was signed; (0, 0, 0): none."""
-        return _place(self._slots[-1]) if self._slots else (0, 0, 0)
+        newest = self._waiting or self._slots
+        return _place(newest[-1]) if newest else (0, 0, 0)
 
     @property
     def unsynced(self) -> bool:
@@ -87,7 +94,10 @@ class Signer:
         return self._unsynced
 
     def sync(self) -> None:
-        """Make everything signed durable. Raises Exhausted (full disk), Internal (broken disk)."""
+        """Make everything signed durable; the log comes first. Raises Exhausted (full disk), Internal (broken disk)."""
+        for slot in self._waiting:
+            self._write(slot)
+        self._waiting.clear()
         self._disk.sync(FILE)
         self._unsynced = False
 
@@ -118,20 +128,10 @@ class Signer:
         self._keep(place, encode_proposal(signed))
         return signed
 
-    def check_covers(self, signed: Vote | Proposal) -> None:
-        """That an own message of the log is not later than the sign state: an old copy of it would sign twice.
-
-        Raises Corrupt (code `sign_state_old`).
-        """
-        place = place_of(signed)
-        if place > self.last:
-            raise Corrupt(
-                f"{self._disk.path(FILE)} ends at height {self.last[0]}, round {self.last[1]}, step {self.last[2]}, "
-                f"but this validator has signed for {place[0]}, {place[1]}, {place[2]}: the file is an old copy. With "
-                "it this validator could sign twice: put the right one back, or let the organization rotate its "
-                "consensus key",
-                code="sign_state_old",
-            )
+    def adopt(self, signed: Vote | Proposal) -> None:
+        """An own message that the log knows and this state may not: the node stopped between the two."""
+        if place_of(signed) > self.last:
+            self._keep(place_of(signed), encode_vote(signed) if isinstance(signed, Vote) else encode_proposal(signed))
 
     def _stored(self, place: Place) -> bytes | None:
         """What was signed for a place, while it is among the last `KEPT`."""
@@ -147,17 +147,19 @@ class Signer:
             )
 
     def _keep(self, place: Place, message: bytes) -> None:
-        slot = _slot(place, message)
+        self._waiting.append(_slot(place, message))
+        self._unsynced = True
+        self._signed[place] = message
+        while len(self._signed) > KEPT:
+            del self._signed[next(iter(self._signed))]
+
+    def _write(self, slot: bytes) -> None:
         if len(self._slots) == SLOTS:
             kept = self._slots[-KEPT:]
             self._disk.replace(FILE, b"".join(kept).ljust(SLOTS * SLOT_BYTES, b"\x00"))
             self._slots = kept
         self._disk.write_at(FILE, len(self._slots) * SLOT_BYTES, slot)
-        self._unsynced = True
         self._slots.append(slot)
-        self._signed[place] = message
-        while len(self._signed) > KEPT:
-            del self._signed[next(iter(self._signed))]
 
 
 def place_of(signed: Vote | Proposal) -> Place:
@@ -186,7 +188,7 @@ def _message(slot: bytes) -> bytes:
 
 def _is_whole(slot: bytes) -> bool:
     body, checksum = slot[: _HEAD.size + _ROOM], slot[_HEAD.size + _ROOM :][: _CHECKSUM.size]
-    return any(body) and _CHECKSUM.pack(zlib.crc32(body)) == checksum
+    return bool(body.strip(b"\x00")) and _CHECKSUM.pack(zlib.crc32(body)) == checksum
 
 
 def _filled(content: bytes, path: str) -> list[bytes]:
@@ -198,7 +200,7 @@ def _filled(content: bytes, path: str) -> list[bytes]:
         slot = content[offset : offset + SLOT_BYTES]
         if not _is_whole(slot):
             # Torn, or not used yet: its last byte was never written, nor anything behind it.
-            if any(content[offset + SLOT_BYTES - len(_END) :]):
+            if content[offset + SLOT_BYTES - len(_END) :].strip(b"\x00"):
                 raise _damaged(path, f"the checksum at byte {offset} does not fit")
             return slots
         if slots and _place(slot) <= _place(slots[-1]):
