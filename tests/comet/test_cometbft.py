@@ -197,30 +197,30 @@ async def test_a_node_goes_on_when_its_cometbft_or_itself_is_killed(federation: 
     replayed(ledgers.genesis, tmp_path / "replay", chains[0]).store.close()
 
 
-@pytest.mark.parametrize("how", ["before", "during", "after"])
-async def test_a_ledger_killed_while_it_commits_a_block_is_given_what_it_lacks(
-    federation: Federation, tmp_path: Path, how: str
-) -> None:
+async def test_a_ledger_killed_while_it_commits_a_block_is_given_what_it_lacks(federation: Federation) -> None:
     """Between CometBFT's FinalizeBlock and its Commit, in the middle of ours, and before CometBFT knows of it."""
     ledgers = federation()
     ledgers.start()
     await ledgers.reach(1)
-    ledgers.stop("west")
-    plan = Plan("kill", how, 4, only="COMMIT")
-    ledgers.launcher = ("-m", "talkoo_sim.dying_node", plan.encoded())
-    ledgers.start("west")
 
     async def died() -> bool:
         return ledgers.processes["west"].poll() == -signal.SIGKILL
 
-    txs = transfers(ledgers.genesis, 10, 100)
-    await send(ledgers, "north", txs)
-    await ledgers.eventually(died, f"west is killed {how} a COMMIT")
-    ledgers.launcher = ("-m", "talkoo_ledger")
-    ledgers.start("west")
-    assert {result.code for result in await final(ledgers, "west", txs)} == {0}
-    height = (await ledgers.client("north").status()).height + 2
-    await ledgers.reach(height, "west", "north")
+    sent: list[bytes] = []
+    for how in ("before", "during", "after"):
+        ledgers.stop("west")
+        plan = Plan("kill", how, 4, only="COMMIT")
+        ledgers.launcher = ("-m", "talkoo_sim.dying_node", plan.encoded())
+        ledgers.start("west")
+        txs = transfers(ledgers.genesis, 5, 100, first=len(sent))
+        await send(ledgers, "north", txs)
+        sent += txs
+        await ledgers.eventually(died, f"west is killed {how} a COMMIT")
+        ledgers.launcher = ("-m", "talkoo_ledger")
+        ledgers.start("west")
+        assert {result.code for result in await final(ledgers, "west", txs)} == {0}
+    height = (await ledgers.client("north").status()).height
+    await ledgers.reach(height, "west")
     chains = [[raw.block for raw in await ledgers.blocks(name)][:height] for name in ("west", "north")]
     assert chains[0] == chains[1]
 
@@ -289,10 +289,20 @@ async def test_a_node_joins_by_state_sync_from_our_snapshots(federation: Federat
         trust_hash=trusted["block_id"]["hash"],
         comet={"sync_rpc": [ledgers.rpc_url("north"), ledgers.rpc_url("east")]},
     )
+    # Killed when it has stored the snapshot's state, before CometBFT knows: it begins once more.
+    ledgers.launcher = ("-m", "talkoo_sim.dying_node", Plan("kill", "after", 2, only="COMMIT").encoded())
+    ledgers.start("west")
+
+    async def died() -> bool:
+        return ledgers.processes["west"].poll() == -signal.SIGKILL
+
+    await ledgers.eventually(died, "west is killed while it joins")
+    ledgers.launcher = ("-m", "talkoo_ledger")
     ledgers.start("west")
     await ledgers.reach(16, "west")
     assert "was restored from a snapshot" in ledgers.log("west")
-    height = (await ledgers.client("west").status()).height
+    height = (await ledgers.client("west").status()).height + 1  # of the snapshot itself it has no block
+    await ledgers.reach(height, "west")
     theirs = {raw.height: raw.block for raw in await ledgers.blocks("north")}
     stub = service_pb2_grpc.LedgerStub(ledgers.channel("west"))  # type: ignore[no-untyped-call]
     request = service_pb2.BlocksRequest(from_height=height, to_height=height)
