@@ -38,9 +38,9 @@ def transfer(nonce: int, sender: str = "alice", amount_utlk: int = 5) -> bytes:
 class StillNode:
     """A node that never runs: blocks are decided by the test, their commits' signatures are made up."""
 
-    def __init__(self, folder: Path, retain_blocks: int = 0, **params: int) -> None:
+    def __init__(self, folder: Path, retain_blocks: int = 0, index_events: bool = True, **params: int) -> None:
         genesis = make_genesis(**params)
-        self.executor = Executor(genesis, folder, SystemClock(), retain_blocks, index_events=True)
+        self.executor = Executor(genesis, folder, SystemClock(), retain_blocks, index_events)
         self.settings = LedgerSettings(
             federation="test",
             organization="north",

@@ -64,6 +64,12 @@ async def test_a_batch_is_answered_in_order_without_its_notifications(still: Sti
         (b'{"jsonrpc":"2.0","id":true,"method":"health"}', -32700),
         (b'{"jsonrpc":"2.0","id":1,"method":7}', -32700),
         (b"\xff\xfe", -32700),
+        (b'{"jsonrpc":"2.0","id":9999999999999999999999,"method":"health"}', -32700),
+        (b'{"jsonrpc":"2.0","id":NaN,"method":"health"}', -32700),
+        (b'{"jsonrpc":"2.0","id":"\\ud800","method":"health"}', -32700),
+        (b'{"jsonrpc":"2.0","id":1,"method":"tx_search","params":{"query":"a.b = \'\\ud800\'"}}', -32602),
+        (b'{"jsonrpc":"2.0","id":1,"method":"broadcast_evidence","params":{"evidence":'
+         b'{"type":"tendermint/DuplicateVoteEvidence","value":{"vote_a":{"type":"\\ud800"}}}}}', -32603),
         (b'{"jsonrpc":"2.0","id":1,"method":"subscribe","params":{"query":"tm.event=\'Tx\'"}}', -32601),
         (b'{"jsonrpc":"2.0","id":1,"method":"block","params":7}', -32602),
         (b'{"jsonrpc":"2.0","id":1,"method":"block","params":["1","2"]}', -32602),
@@ -79,7 +85,7 @@ async def test_a_batch_is_answered_in_order_without_its_notifications(still: Sti
          b'{"type":"tendermint/DuplicateVoteEvidence","value":{"vote_a":[],"vote_b":7}}}}', -32603),
         (b" " * (MAX_BODY_BYTES + 1), -32600),
     ],
-    ids=range(22),
+    ids=range(27),
 )  # fmt: skip
 async def test_a_bad_body_is_answered_by_a_typed_error(still: StillNode, body: bytes, code: int) -> None:
     assert (await still.post(body))["error"]["code"] == code

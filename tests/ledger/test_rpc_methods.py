@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from talkoo_consensus.encoding import block_id_of, decode_block, encode_commit
 from talkoo_ledger.comet.documents import block_of, commit_of
+from talkoo_ledger.event_index import EventSearch
+from talkoo_ledger.event_query import parse_query
 from talkoo_ledger.ics23 import ProofOp, verify_state
 from talkoo_ledger.rpc.routes import PARAMETERS
 
@@ -125,6 +127,24 @@ async def test_pruned_heights_are_refused_in_the_words_that_light_clients_read(t
         assert "not found" in words
     finally:
         chain.executor.store.close()
+
+
+def test_a_node_without_rpc_writes_no_index_and_what_an_earlier_one_wrote_goes_with_its_blocks(tmp_path: Path) -> None:
+    made = StillNode(tmp_path, retain_blocks=5, **SHORT)
+    for nonce in range(4):
+        made.decide(transfer(nonce))
+    made.close()
+    search = EventSearch(tmp_path / "ledger.db")
+    everything = parse_query("tx.height > 0")
+    assert [height for height, _ in search.transactions(everything)] == [1, 2, 3, 4]
+    without = StillNode(tmp_path, retain_blocks=5, index_events=False, **SHORT)
+    for nonce in range(4, 7):
+        without.decide(transfer(nonce))
+    assert [height for height, _ in search.transactions(everything)] == [3, 4]
+    for nonce in range(7, 9):
+        without.decide(transfer(nonce))
+    assert search.transactions(everything) == []
+    without.close()
 
 
 async def test_results_are_those_of_the_store_with_the_blocks_own_events(still: StillNode) -> None:

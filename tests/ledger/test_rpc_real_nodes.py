@@ -424,11 +424,12 @@ def test_a_node_stops_at_once_though_websockets_are_open(tmp_path: Path) -> None
 def test_an_address_that_cannot_be_listened_on_is_told_at_the_start(tmp_path: Path) -> None:
     ledgers = Ledgers(tmp_path)
     with socketlib.create_server(("127.0.0.1", 0)) as taken:
-        for listen, words in (
-            (f"127.0.0.1:{taken.getsockname()[1]}", "change `rpc_listen`"),
-            ("nowhere", "is not host:port"),
+        for listen, words, engine in (
+            (f"127.0.0.1:{taken.getsockname()[1]}", "change `rpc_listen`", "embedded"),
+            ("nowhere", "is not host:port", "embedded"),
+            ("127.0.0.1:26657", "set comet.rpc_listen", "cometbft"),
         ):
-            ledgers.write_settings("north", rpc_listen=listen)
+            ledgers.write_settings("north", rpc_listen=listen, engine=engine)
             ledgers.start("north")
             try:
                 assert ledgers.processes.pop("north").wait(20) != 0

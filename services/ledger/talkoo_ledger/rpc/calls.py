@@ -15,7 +15,7 @@ import msgspec
 from talkoo_core.errors import TalkooError
 from talkoo_ledger.rpc.documents import Document
 from talkoo_ledger.rpc.errors import INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, PARSE_ERROR, RpcError
-from talkoo_ledger.rpc.parameters import from_json, from_uri
+from talkoo_ledger.rpc.parameters import INT64_MAX, from_json, from_uri, is_unicode
 from talkoo_ledger.rpc.routes import Route
 
 log = logging.getLogger(__name__)
@@ -123,8 +123,12 @@ def read_request(parsed: Any) -> Request:
     id_ = parsed.get("id")
     if isinstance(id_, float) and abs(id_) < 2**53:
         id_ = int(id_)
-    if isinstance(id_, bool) or not isinstance(id_, str | int | None) or len(str(id_)) > MAX_ID_LENGTH:
-        raise RpcError(PARSE_ERROR, f"the id is a text or a number, of at most {MAX_ID_LENGTH} characters")
+    if isinstance(id_, str):
+        good = len(id_) <= MAX_ID_LENGTH and is_unicode(id_)
+    else:
+        good = id_ is None or (isinstance(id_, int) and not isinstance(id_, bool) and abs(id_) <= INT64_MAX)
+    if not good:
+        raise RpcError(PARSE_ERROR, f"the id is a text of at most {MAX_ID_LENGTH} characters or a number")
     method = parsed.get("method", "")
     if not isinstance(method, str):
         raise RpcError(PARSE_ERROR, "the method is a text")

@@ -39,5 +39,6 @@ class RpcError(Exception):
     def document(self) -> dict[str, Any]:
         document: dict[str, Any] = {"code": self.code, "message": MESSAGES[self.code]}
         if self.data:
-            document["data"] = self.data
+            # Words may repeat what a client sent, down to halves of characters.
+            document["data"] = self.data.encode(errors="backslashreplace").decode()
         return document

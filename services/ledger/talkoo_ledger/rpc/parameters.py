@@ -123,9 +123,16 @@ def _json_value(parameter: Parameter, value: Any) -> Any:
         raise _wrong(f"{parameter.name} is an integer, best quoted")
     if not isinstance(value, str):
         raise _wrong(f"{parameter.name} is a text")
+    if not is_unicode(value):
+        raise _wrong(f"{parameter.name} has half a surrogate pair, which is no character")
     if kind is Kind.TEXT:
         return value
     return _unhex(parameter, value) if kind is Kind.HEX else _unbase64(parameter, value)
+
+
+def is_unicode(text: str) -> bool:
+    """JSON can write half a surrogate pair, which no encoding has."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _integer(parameter: Parameter, text: str) -> int:
