@@ -17,10 +17,14 @@ FIXED64: Final = 1
 BYTES: Final = 2
 _MAX_VARINT_BYTES: Final = 10
 _UINT64: Final = 1 << 64
+_ONE_BYTE: Final = tuple(bytes((value,)) for value in range(0x80))
+"""Most tags, lengths and numbers are that small."""
 
 
 def varint(value: int) -> bytes:
     """A base-128 varint; negative values as 64-bit two's complement, as int32 and int64 fields have them."""
+    if 0 <= value <= 0x7F:
+        return _ONE_BYTE[value]
     value %= _UINT64
     out = bytearray()
     while value > 0x7F:
