@@ -129,6 +129,23 @@ async def test_pruned_heights_are_refused_in_the_words_that_light_clients_read(t
         chain.executor.store.close()
 
 
+async def test_a_node_that_began_with_a_snapshot_answers_for_what_it_has(still: StillNode, tmp_path: Path) -> None:
+    late = StillNode(tmp_path)
+    for executor, last in ((late.executor, "0"), (still.executor, "4")):
+        if executor is still.executor:
+            late.executor.adopt(list(executor.application.snapshot()), executor.chain, executor.last_commit())
+        info = (await late.get("status"))["sync_info"]
+        assert (info["latest_block_height"], info["earliest_block_height"]) == (last, "0")
+        for method in PARAMETERS:
+            answer = await late.call(method)
+            assert "its log says why" not in answer.get("error", {}).get("data", ""), method
+    assert (await late.get("commit"))["signed_header"] == {"header": None, "commit": None}
+    late.decide()
+    assert (await late.get("commit"))["signed_header"]["header"]["height"] == "5"
+    assert (await late.refused("block", height="4"))[1] == "height 4 is not available, lowest height is 5"
+    late.close()
+
+
 def test_a_node_without_rpc_writes_no_index_and_what_an_earlier_one_wrote_goes_with_its_blocks(tmp_path: Path) -> None:
     made = StillNode(tmp_path, retain_blocks=5, **SHORT)
     for nonce in range(4):

@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import msgspec
 from talkoo_api.ledger.v1 import service_pb2
@@ -277,15 +276,16 @@ def _header_result(read: ReadBlock | None) -> Document:
 
 def sync_info(reader: ChainReader, catching_up: bool) -> Document:
     """Of `status`. The app hashes are those in the headers: of the state before the block."""
-    base = reader.executor.store.base()
-    first, last = reader.block(base), reader.block(reader.last_height)
-    info: dict[str, Any] = {}
-    for name, read in (("latest", last), ("earliest", first)):
-        header = None if read is None else read.block.header
-        info |= {
-            f"{name}_block_hash": "" if read is None else hex_of(read.block_id.hash),
-            f"{name}_app_hash": "" if header is None else hex_of(header.app_hash),
-            f"{name}_block_height": "0" if header is None else str(header.height),
-            f"{name}_block_time": "1970-01-01T00:00:00Z" if header is None else time_text(header.time_ns),
-        }
-    return info | {"catching_up": catching_up}
+    chain, base = reader.chain, reader.executor.store.base()
+    first, last = reader.block(base), reader.block(chain.last_height)
+    return {
+        "latest_block_hash": hex_of(chain.last_block_id.hash),
+        "latest_app_hash": "" if last is None else hex_of(last.block.header.app_hash),
+        "latest_block_height": str(chain.last_height),
+        "latest_block_time": time_text(chain.last_time_ns),
+        "earliest_block_hash": "" if first is None else hex_of(first.block_id.hash),
+        "earliest_app_hash": "" if first is None else hex_of(first.block.header.app_hash),
+        "earliest_block_height": str(base),
+        "earliest_block_time": time_text(0 if first is None else first.block.header.time_ns),
+        "catching_up": catching_up,
+    }
