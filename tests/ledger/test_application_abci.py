@@ -297,6 +297,8 @@ def test_genesis_decides_the_first_root() -> None:
     assert first.init_chain(make_genesis()) == again.init_chain(parse_genesis(make_genesis().canonical_json()))
     assert first.init_chain(make_genesis()) != again.init_chain(make_genesis(slash_ppm=1))
     assert set(State.MODULES) == {module for module, _, _ in first.snapshot()} | {
+        "accusations",
+        "applications",
         "models",
         "nodes",
         "payments",

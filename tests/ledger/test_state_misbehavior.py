@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from talkoo_api.ledger.v1 import tx_pb2
 from talkoo_ledger.application import FinalizeResponse, replay
-from talkoo_ledger.epochs import ValidatorUpdate
+from talkoo_ledger.members import ValidatorUpdate
 from talkoo_ledger.misbehavior import Misbehavior
 from talkoo_ledger.records import Organization
 from talkoo_ledger.transfers import TREASURY

@@ -11,8 +11,10 @@ import talkoo_ledger
 FOLDER = Path(talkoo_ledger.__file__).parent
 FORBIDDEN = {"asyncio", "grpc", "os", "random", "secrets", "socket", "sqlite3", "subprocess", "threading", "time"}
 PURE = (
-    *("application", "audits", "bounds", "codec", "context", "economy", "epochs", "genesis", "messages", "models"),
+    *("accusations", "application", "audits", "bounds", "codec", "context", "economy", "epochs", "genesis"),
+    *("messages", "models"),
     *(
+        "members",
         "misbehavior",
         "nodes",
         "placement",

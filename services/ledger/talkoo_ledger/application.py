@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from talkoo_core.errors import Corrupt, InvalidInput, TalkooError
-from talkoo_core.signing import PublicKey, address_of
+from talkoo_core.signing import PublicKey
 from talkoo_ledger import tree
 from talkoo_ledger.audits import awaits_draw
 from talkoo_ledger.context import Block, Context, Event
-from talkoo_ledger.epochs import ValidatorUpdate
 from talkoo_ledger.genesis import Genesis, genesis_state
+from talkoo_ledger.members import ValidatorUpdate, names_by_address, validator_updates
 from talkoo_ledger.messages import Transaction
 from talkoo_ledger.misbehavior import Misbehavior
 from talkoo_ledger.records import Account
@@ -261,9 +261,9 @@ class Application:
         """Apply a decided block. Nothing is kept until `commit`. Raises Corrupt where our own sums do not fit."""
         assert request.height == self._height + 1, f"block {request.height} after {self._height}"
         layer = self._state.above()
-        block = Block(request.height, request.hash, request.time_ns, self._proposer(request.proposer_address))
+        block = Block(request.height, request.hash, request.time_ns, self.organization_of(request.proposer_address))
         context = Context(layer, block)
-        updates = begin_block(context, request.misbehavior)
+        begin_block(context, request.misbehavior)
         begin_events = len(context.events)
         results = [self._deliver(context, data) for data in request.txs]
         end_block(context, sum(result.fee_utlk for result in results))
@@ -271,7 +271,7 @@ class Application:
         return FinalizeResponse(
             tuple(results),
             tuple(context.events),
-            tuple(updates),
+            tuple(validator_updates(layer)),
             self._pending.app_hash,
             awaits_draw(layer),
             begin_events,
@@ -306,6 +306,10 @@ class Application:
             tree.prove(self._trees[module], key),
             tree.prove_module(roots, module),
         )
+
+    def organization_of(self, address: bytes) -> str:
+        """Whose consensus key has this address, former keys included; empty when it is no member's."""
+        return names_by_address(self._state.organizations.all()).get(address, "")
 
     def tree_of(self, module: str) -> tree.Tree:
         """The committed tree of a module. Raises InvalidInput (code `unknown_module`)."""
@@ -394,12 +398,6 @@ class Application:
         except TalkooError as error:
             return failed(hashlib.sha256(data).digest(), error)
         return apply_transaction(context, tx)
-
-    def _proposer(self, address: bytes) -> str:
-        for organization in self._state.organizations.all():
-            if address_of(organization.validator_key) == address:
-                return organization.name
-        return ""
 
     def _sealed(self, height: int, layer: State) -> _Pending:
         changes: list[Change] = [

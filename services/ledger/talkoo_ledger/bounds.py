@@ -14,6 +14,9 @@ from talkoo_core.ids import check_name, is_address, parse_address
 from talkoo_ledger import messages as m
 
 ID_MAX_BYTES = 90
+VOTE_MAX_BYTES = 256
+"""Of a vote without extension in CometBFT's encoding."""
+ANSWER_VOTES_MAX = 256
 TEXT_MAX_BYTES = 255
 JSON_MAX_BYTES = 16 * 1024
 JSON_MAX_DEPTH = 32
@@ -110,6 +113,33 @@ def _stake(message: m.Bond | m.Unbond) -> None:
     else:
         check_name(message.subject, "subject")
     check_amount(message.amount_utlk, "amount_utlk", least=1)
+
+
+def _apply_membership(message: m.ApplyMembership) -> None:
+    check_name(message.name, "organization")
+    check_bytes(message.owner_key, "owner_key")
+    _consensus_key(message)
+    check_address(message.scheduler)
+    check_address(message.validator)
+
+
+def _consensus_key(message: m.ApplyMembership | m.RotateKey) -> None:
+    check_bytes(message.validator_key, "validator_key")
+    check_bytes(message.proof_of_possession, "proof_of_possession", 64)
+
+
+def _approve_member(message: m.ApproveMember) -> None:
+    check_name(message.name, "organization")
+    check_bytes(message.validator_key, "validator_key")
+
+
+def _rotate_key(message: m.RotateKey) -> None:
+    check_name(message.organization, "organization")
+    _consensus_key(message)
+
+
+def _leave_federation(message: m.LeaveFederation) -> None:
+    check_name(message.organization, "organization")
 
 
 def _register_node(message: m.RegisterNode) -> None:
@@ -239,10 +269,31 @@ def _complete_request(message: m.CompleteRequest) -> None:
     check_range(message.energy_mj, "energy_mj", 0, ENERGY_MAX_MJ)
 
 
+def _accuse_amnesia(message: m.AccuseAmnesia) -> None:
+    for vote in (message.vote_a, message.vote_b):
+        if not 0 < len(vote) <= VOTE_MAX_BYTES:
+            raise _wrong(f"a vote has 1 to {VOTE_MAX_BYTES} bytes, not {len(vote)}")
+
+
+def _answer_accusation(message: m.AnswerAccusation) -> None:
+    check_text(message.accusation, "accusation", TEXT_MAX_BYTES, 1)
+    if not 0 < len(message.votes) <= ANSWER_VOTES_MAX:
+        raise _wrong(f"an answer has 1 to {ANSWER_VOTES_MAX} votes, not {len(message.votes)}")
+    for vote in message.votes:
+        if not 0 < len(vote) <= VOTE_MAX_BYTES:
+            raise _wrong(f"a vote has 1 to {VOTE_MAX_BYTES} bytes, not {len(vote)}")
+
+
 _CHECKS: dict[type[Any], Callable[[Any], None]] = {
+    m.AccuseAmnesia: _accuse_amnesia,
+    m.AnswerAccusation: _answer_accusation,
     m.Transfer: _transfer,
     m.Bond: _stake,
     m.Unbond: _stake,
+    m.ApplyMembership: _apply_membership,
+    m.ApproveMember: _approve_member,
+    m.RotateKey: _rotate_key,
+    m.LeaveFederation: _leave_federation,
     m.RegisterNode: _register_node,
     m.CreateTask: _create_task,
     m.FundTask: _fund_task,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from talkoo_api.ledger.v1 import service_pb2
 
 from talkoo_core.errors import TalkooError
-from talkoo_core.signing import address_of
 from talkoo_ledger.answers import Answers
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.intake import ANSWERS_BYTES_PER_S, ANSWERS_PER_S, MAX_MESSAGE_BYTES, Faults, Pace, PeerTrouble, Room
+from talkoo_ledger.members import is_member, names_by_address
 from talkoo_ledger.peers import Mesh
 from talkoo_ledger.settings import LedgerSettings
 from talkoo_ledger.snapshots import SnapshotStore
@@ -76,8 +76,9 @@ class Conversation:
     def members_may_have_changed(self) -> None:
         """After a block: who is a member is what the committed state says."""
         organizations = self._executor.application.state.organizations.all()
-        self._by_address = {address_of(each.validator_key): each.name for each in organizations if each.validator_key}
-        self._members = frozenset(each.name for each in organizations)
+        self._by_address = names_by_address(organizations)
+        height = self._executor.chain.last_height
+        self._members = frozenset(each.name for each in organizations if is_member(each, height))
 
     def members(self) -> frozenset[str]:
         return self._members

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from msgspec.structs import replace
 
@@ -13,24 +12,15 @@ from talkoo_ledger.context import Context
 from talkoo_ledger.transfers import TREASURY, credit
 
 
-@dataclass(frozen=True, slots=True)
-class ValidatorUpdate:
-    """An organization's new voting power for consensus; 0 removes it."""
-
-    public_key: bytes
-    power: int
-
-
-def end_epoch(context: Context) -> list[ValidatorUpdate]:
+def end_epoch(context: Context) -> None:
     """Emission, then credit, then power. Only here does power change, so a set of validators lasts an epoch."""
     state = context.state
     number = state.chain.epoch + 1
     state.chains.put("chain", replace(state.chain, epoch=number))
     emitted = _emit_tokens(context, number)
-    updates = _renew_power(context)
+    _renew_power(context)
     _forget_epoch(context)
     context.emit("epoch", str(number), emitted_utlk=emitted)
-    return updates
 
 
 def _emit_tokens(context: Context, number: int) -> int:
@@ -60,12 +50,11 @@ def _share_out(context: Context, amount_utlk: int, weights: Sequence[tuple[str, 
     return sum(parts)
 
 
-def _renew_power(context: Context) -> list[ValidatorUpdate]:
+def _renew_power(context: Context) -> None:
     params, state = context.params, context.state
     work: dict[str, int] = {}
     for node in state.nodes.all():
         work[node.organization] = work.get(node.organization, 0) + node.epoch_mflop
-    updates = []
     for organization in state.organizations.all():
         gained, rest = divmod(organization.credit_rest_mflop + work.get(organization.name, 0), economy.MFLOP_PER_GFLOP)
         credit_gflop = economy.decayed(organization.credit_gflop, params.credit_decay_ppm) + gained
@@ -73,13 +62,11 @@ def _renew_power(context: Context) -> list[ValidatorUpdate]:
         if context.height < organization.jailed_until_height:
             power = min(power, organization.power)
         if power != organization.power:
-            updates.append(ValidatorUpdate(organization.validator_key, power))
             context.emit("power_changed", organization.name, power=power)
         state.organizations.put(
             organization.name,
             replace(organization, credit_gflop=credit_gflop, credit_rest_mflop=rest, power=power),
         )
-    return updates
 
 
 def _forget_epoch(context: Context) -> None:

@@ -17,7 +17,6 @@ from talkoo_consensus.types import EMPTY_COMMIT, Block, BlockId, Commit, Duplica
 from talkoo_consensus.validators import Validator
 
 from talkoo_core.errors import Corrupt, InvalidInput
-from talkoo_core.signing import address_of
 from talkoo_ledger.application import Application, FinalizeRequest, FinalizeResponse
 from talkoo_ledger.genesis import Genesis
 from talkoo_ledger.misbehavior import proven_by
@@ -65,7 +64,6 @@ class Executor:
         self.more_work = False
         self._clock = clock
         self._decided = asyncio.Event()
-        self._organization_of = {address_of(bytes.fromhex(o.consensus_key)): o.name for o in genesis.organizations}
         self.evidence = EvidencePool(EvidenceParams.within_unbonding(genesis.params["unbonding_blocks"]), self._past)
         self.evidence_found: tuple[DuplicateVoteEvidence, ...] = ()
         """New to this node with the last block; the peers are to be told."""
@@ -167,7 +165,7 @@ class Executor:
             height=request.height,
             time_ns=request.time_ns,
             hash=request.hash,
-            proposer=self._organization_of.get(request.proposer_address, ""),
+            proposer=self.application.organization_of(request.proposer_address),
             txs=len(request.txs),
             events=told,
             size_bytes=len(block) or sum(map(len, request.txs)),  # another engine's block is not here

@@ -11,6 +11,7 @@ from talkoo_core.amounts import PPM, UTLK_PER_TLK
 from talkoo_core.errors import InvalidInput
 from talkoo_core.ids import address_of_key, check_name, parse_address
 from talkoo_core.signing import PUBLIC_KEY_BYTES
+from talkoo_ledger.accusations import begin_validators
 from talkoo_ledger.records import Account, Chain, Organization, Params, Supply
 from talkoo_ledger.state import State
 from talkoo_ledger.transfers import TREASURY
@@ -144,6 +145,7 @@ def genesis_state(genesis: Genesis) -> State:
     liquid = sum(account.balance_utlk for account in genesis.accounts)
     staked = sum(organization.stake_utlk for organization in genesis.organizations)
     state.supplies.put("supply", Supply(genesis_utlk=liquid + staked, accounts_utlk=liquid, stake_utlk=staked))
+    begin_validators(state)
     return state
 
 

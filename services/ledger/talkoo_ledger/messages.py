@@ -100,6 +100,38 @@ class Unbond(Struct, frozen=True):
     amount_utlk: int = 0
 
 
+class ApplyMembership(Struct, frozen=True):
+    """A newcomer asks to become a member."""
+
+    name: str = ""
+    owner_key: bytes = b""
+    validator_key: bytes = b""
+    proof_of_possession: bytes = b""
+    scheduler: str = ""
+    validator: str = ""
+
+
+class ApproveMember(Struct, frozen=True):
+    """A member consents."""
+
+    name: str = ""
+    validator_key: bytes = b""
+
+
+class RotateKey(Struct, frozen=True):
+    """Another consensus key votes for the organization."""
+
+    organization: str = ""
+    validator_key: bytes = b""
+    proof_of_possession: bytes = b""
+
+
+class LeaveFederation(Struct, frozen=True):
+    """A member gives up its power and takes its stake back."""
+
+    organization: str = ""
+
+
 class RegisterNode(Struct, frozen=True):
     """A node joins, or changes what it offers."""
 
@@ -207,8 +239,24 @@ class FundTask(Struct, frozen=True):
     amount_utlk: int = 0
 
 
+class AccuseAmnesia(Struct, frozen=True):
+    """A precommit, and a later vote of the same validator for another block."""
+
+    vote_a: bytes = b""
+    vote_b: bytes = b""
+
+
+class AnswerAccusation(Struct, frozen=True):
+    """Prevotes that allowed the later vote."""
+
+    accusation: str = ""
+    votes: tuple[bytes, ...] = ()
+
+
 Message = (
-    Transfer
+    AccuseAmnesia
+    | AnswerAccusation
+    | Transfer
     | Bond
     | Unbond
     | RegisterNode
@@ -222,6 +270,10 @@ Message = (
     | RequestModel
     | CompleteRequest
     | FundTask
+    | ApplyMembership
+    | ApproveMember
+    | RotateKey
+    | LeaveFederation
 )
 """Anything a transaction may carry."""
 

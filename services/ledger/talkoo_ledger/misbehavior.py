@@ -9,9 +9,8 @@ from msgspec.structs import replace
 from talkoo_consensus.types import Block
 
 from talkoo_core.amounts import share_ppm
-from talkoo_core.signing import address_of
 from talkoo_ledger.context import Context
-from talkoo_ledger.epochs import ValidatorUpdate
+from talkoo_ledger.members import names_by_address
 from talkoo_ledger.records import Organization
 from talkoo_ledger.stake import slash_unbonding
 from talkoo_ledger.transfers import TREASURY, credit
@@ -35,17 +34,17 @@ class Misbehavior:
     total_power: int
 
 
-def punish(context: Context, fault: Misbehavior) -> ValidatorUpdate | None:
+def punish(context: Context, fault: Misbehavior) -> None:
     """Take `slash_ppm` of the organization's stake and of what it is unbonding, and its power until `jail_blocks` are
     over. Everything its key did before that took effect is one fault: it is punished once.
 
-    Returns the change of power. None for one who is no member any more, was punished for this already, or is the only
+    Nothing happens to one who is no member any more, was punished for this already, or is the only
     validator with power: there is nobody who could go on without it.
     """
     state = context.state
     organization = _member(context, fault.validator_address)
-    if organization is None or _is_covered(organization, fault):
-        return None
+    if organization is None or _is_covered(organization, fault.height):
+        return
     taken = share_ppm(organization.stake_utlk, context.params.slash_ppm)
     from_unbonding = slash_unbonding(state, organization.name, context.params.slash_ppm)
     others = any(each.power for each in state.organizations.all() if each.name != organization.name)
@@ -71,20 +70,25 @@ def punish(context: Context, fault: Misbehavior) -> ValidatorUpdate | None:
         amount_utlk=taken + from_unbonding,
         jailed_until_height=punished.jailed_until_height,
     )
-    if power == organization.power:
-        return None
-    context.emit("power_changed", organization.name, power=power)
-    return ValidatorUpdate(organization.validator_key, power)
+    if power != organization.power:
+        context.emit("power_changed", organization.name, power=power)
 
 
 def _member(context: Context, validator_address: bytes) -> Organization | None:
-    members = context.state.organizations.all()
-    return next((each for each in members if address_of(each.validator_key) == validator_address), None)
+    """Whose key it is, or was when it signed."""
+    name = names_by_address(context.state.organizations.all()).get(validator_address)
+    return None if name is None else context.state.organizations[name]
 
 
-def _is_covered(organization: Organization, fault: Misbehavior) -> bool:
+def covered(context: Context, validator_address: bytes, height: int) -> bool:
+    """Whether a fault of that height would not be punished any more: nobody's, or punished already."""
+    organization = _member(context, validator_address)
+    return organization is None or _is_covered(organization, height)
+
+
+def _is_covered(organization: Organization, height: int) -> bool:
     punished = organization.punished_height
-    return punished > 0 and fault.height <= punished + EFFECT_DELAY_BLOCKS
+    return punished > 0 and height <= punished + EFFECT_DELAY_BLOCKS
 
 
 def proven_by(block: Block) -> tuple[Misbehavior, ...]:

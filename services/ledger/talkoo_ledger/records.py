@@ -42,6 +42,26 @@ class Account(Struct, frozen=True):
     label: str = ""
 
 
+class FormerKey(Struct, frozen=True):
+    """A consensus key that votes no more and still answers for what it signed."""
+
+    validator_key: bytes = b""
+    until_height: int = 0
+
+
+class MembershipApplication(Struct, frozen=True):
+    """A newcomer that waits for the members' consent."""
+
+    name: str = ""
+    owner: str = ""
+    owner_key: bytes = b""
+    validator_key: bytes = b""
+    scheduler: str = ""
+    validator: str = ""
+    approvals: tuple[str, ...] = ()
+    height: int = 0
+
+
 class Organization(Struct, frozen=True):
     """A member: keys, stake, credit and voting power."""
 
@@ -60,6 +80,8 @@ class Organization(Struct, frozen=True):
     jailed_until_height: int = 0
     punished_height: int = 0
     slashed_utlk: int = 0
+    former_keys: tuple[FormerKey, ...] = ()
+    left_height: int = 0
 
 
 class Node(Struct, frozen=True):
@@ -288,8 +310,38 @@ class Params(Struct, frozen=True):
     reveal_grace_blocks: int = 0
 
 
+class AmnesiaAccusation(Struct, frozen=True):
+    """A validator that must be cleared in time."""
+
+    id: str = ""
+    validator_address: bytes = b""
+    height: int = 0
+    vote_a: bytes = b""
+    vote_b: bytes = b""
+    accuser: str = ""
+    deadline_height: int = 0
+    answered: bool = False
+
+
+class SetMember(Struct, frozen=True):
+    """A consensus key and its power."""
+
+    validator_key: bytes = b""
+    power: int = 0
+
+
+class ValidatorsAt(Struct, frozen=True):
+    """Who decides blocks from a height on."""
+
+    from_height: int = 0
+    members: tuple[SetMember, ...] = ()
+
+
 Record = (
-    Account
+    AmnesiaAccusation
+    | ValidatorsAt
+    | Account
+    | MembershipApplication
     | Organization
     | Node
     | Task

@@ -29,6 +29,8 @@ def bond(context: Context, sender: str, message: Bond) -> None:
     else:
         organization = _organization(state, message.subject)
         _check_owner(sender, (organization.owner,), message.subject)
+        if organization.left_height:
+            raise Conflict(f"{organization.name} has left; it is admitted again first", code="not_a_member")
         debit(state, sender, message.amount_utlk, "the bond")
         state.organizations.put(
             organization.name, replace(organization, stake_utlk=organization.stake_utlk + message.amount_utlk)
@@ -74,7 +76,7 @@ def unbond(context: Context, sender: str, message: Unbond) -> None:
         if left == 0 and not others:
             raise Conflict("the last organization with stake keeps the chain going; it keeps some", code="last_stake")
         state.organizations.put(organization.name, replace(organization, stake_utlk=left))
-    _start_unbonding(context, sender, message.subject, amount)
+    start_unbonding(context, sender, message.subject, amount)
 
 
 def release_unbonded(context: Context) -> None:
@@ -106,7 +108,7 @@ def slash_unbonding(state: State, subject: str, slash_ppm: int) -> int:
     return taken
 
 
-def _start_unbonding(context: Context, owner: str, subject: str, amount_utlk: int) -> None:
+def start_unbonding(context: Context, owner: str, subject: str, amount_utlk: int) -> None:
     if len(_unbondings(context.state, subject)) >= UNBONDINGS_MAX:
         raise Exhausted(
             f"{UNBONDINGS_MAX} parts of this stake are on their way back already; wait for one of them",

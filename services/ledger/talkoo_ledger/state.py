@@ -11,7 +11,9 @@ from typing import Any, Generic, TypeVar, cast
 
 from talkoo_ledger.records import (
     Account,
+    AmnesiaAccusation,
     Chain,
+    MembershipApplication,
     ModelRequest,
     ModelVersion,
     Node,
@@ -24,6 +26,7 @@ from talkoo_ledger.records import (
     Task,
     TaskPhase,
     Unbonding,
+    ValidatorsAt,
 )
 
 R = TypeVar("R")
@@ -131,6 +134,8 @@ _TABLES = {"chain": "chains", "params": "parameters", "supply": "supplies"}
 
 _LIVE: dict[str, Callable[[Any], bool]] = {
     "accounts": _never,
+    "accusations": _always,
+    "applications": _never,
     "chains": _never,
     "models": _never,
     "nodes": _never,
@@ -142,6 +147,7 @@ _LIVE: dict[str, Callable[[Any], bool]] = {
     "supplies": _never,
     "tasks": _task_is_live,
     "unbonding": _always,
+    "validator_sets": _always,
 }
 """The tables, and which of their records are live."""
 
@@ -151,6 +157,8 @@ class State:
 
     MODULES = (
         "accounts",
+        "accusations",
+        "applications",
         "chain",
         "models",
         "nodes",
@@ -162,9 +170,12 @@ class State:
         "supply",
         "tasks",
         "unbonding",
+        "validator_sets",
     )
 
     accounts: Table[Account]
+    accusations: Table[AmnesiaAccusation]
+    applications: Table[MembershipApplication]
     chains: Table[Chain]
     models: Table[ModelVersion]
     nodes: Table[Node]
@@ -176,6 +187,7 @@ class State:
     supplies: Table[Supply]
     tasks: Table[Task]
     unbonding: Table[Unbonding]
+    validator_sets: Table[ValidatorsAt]
 
     def __init__(self, below: State | None = None) -> None:
         self.below = below

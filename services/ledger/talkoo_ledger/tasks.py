@@ -172,7 +172,7 @@ def _reporting_group(state: State, task: Task, sender: str) -> tuple[tuple[str, 
     gang = tuple(shard.node_id for shard in task.shards)
     if sender in gang:
         return gang, sender
-    organizations = state.organizations.all()
+    organizations = [each for each in state.organizations.all() if not each.left_height]
     for organization in organizations:
         if organization.scheduler == sender:
             return tuple(each.name for each in organizations), organization.name

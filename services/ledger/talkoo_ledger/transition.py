@@ -11,9 +11,11 @@ from msgspec.structs import replace
 from talkoo_core.amounts import format_tlk
 from talkoo_core.errors import FAMILIES, Conflict, Corrupt, InsufficientFunds, TalkooError
 from talkoo_ledger import messages as m
+from talkoo_ledger.accusations import accuse_amnesia, answer_accusation, close_accusations, remember_validators
 from talkoo_ledger.audits import decide_audits, draw_segments
 from talkoo_ledger.context import Context, Event
-from talkoo_ledger.epochs import ValidatorUpdate, end_epoch
+from talkoo_ledger.epochs import end_epoch
+from talkoo_ledger.members import apply_membership, approve_member, leave_federation, rotate_key
 from talkoo_ledger.messages import Transaction
 from talkoo_ledger.misbehavior import Misbehavior, punish
 from talkoo_ledger.nodes import register_node
@@ -35,6 +37,10 @@ RULES: dict[type[Any], Callable[[Context, str, Any], None]] = {
     m.Bond: bond,
     m.Unbond: unbond,
     m.RegisterNode: register_node,
+    m.ApplyMembership: apply_membership,
+    m.ApproveMember: approve_member,
+    m.RotateKey: rotate_key,
+    m.LeaveFederation: leave_federation,
     m.CreateTask: create_task,
     m.FundTask: fund_task,
     m.PlaceTask: place_task,
@@ -45,6 +51,8 @@ RULES: dict[type[Any], Callable[[Context, str, Any], None]] = {
     m.FailTask: fail_task,
     m.RequestModel: request_model,
     m.CompleteRequest: complete_request,
+    m.AccuseAmnesia: accuse_amnesia,
+    m.AnswerAccusation: answer_accusation,
 }
 """One rule for each transaction: (context, sender, message). A rule raises a typed error, and then changed nothing."""
 
@@ -68,15 +76,16 @@ class TxResult:
     """What was paid: 0 when not even the fee could be taken."""
 
 
-def begin_block(context: Context, misbehavior: Sequence[Misbehavior] = ()) -> list[ValidatorUpdate]:
+def begin_block(context: Context, misbehavior: Sequence[Misbehavior] = ()) -> None:
     """Who misbehaved is punished before any stake is released or any power renewed."""
-    updates = [update for fault in misbehavior if (update := punish(context, fault)) is not None]
+    for fault in misbehavior:
+        punish(context, fault)
+    close_accusations(context)
     draw_segments(context)
     refund_late_requests(context)
     release_unbonded(context)
     if context.height % context.params.epoch_blocks == 0:
-        updates += end_epoch(context)
-    return updates
+        end_epoch(context)
 
 
 def apply_transaction(context: Context, tx: Transaction) -> TxResult:
@@ -107,6 +116,7 @@ def end_block(context: Context, fees_utlk: int) -> None:
         decide_audits(context, task.id)
         accept_in_order(context, task.id)
     pay_proposer(context, fees_utlk)
+    remember_validators(context)
     count_supply(context.state)
 
 

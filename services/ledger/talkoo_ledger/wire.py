@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _RECORD_TYPES: dict[str, tuple[type[Any], type[Any]]] = {
     "accounts": (records.Account, state_pb2.Account),
+    "accusations": (records.AmnesiaAccusation, state_pb2.AmnesiaAccusation),
+    "applications": (records.MembershipApplication, state_pb2.MembershipApplication),
     "chain": (records.Chain, state_pb2.Chain),
     "models": (records.ModelVersion, state_pb2.ModelVersion),
     "nodes": (records.Node, state_pb2.Node),
@@ -44,6 +46,7 @@ _RECORD_TYPES: dict[str, tuple[type[Any], type[Any]]] = {
     "supply": (records.Supply, state_pb2.Supply),
     "tasks": (records.Task, state_pb2.Task),
     "unbonding": (records.Unbonding, state_pb2.Unbonding),
+    "validator_sets": (records.ValidatorsAt, state_pb2.ValidatorsAt),
 }
 for _, _proto in _RECORD_TYPES.values():
     codec.check_same_fields(_proto.DESCRIPTOR)

@@ -135,6 +135,8 @@ class Organization(_message.Message):
     JAILED_UNTIL_HEIGHT_FIELD_NUMBER: _builtins.int
     PUNISHED_HEIGHT_FIELD_NUMBER: _builtins.int
     SLASHED_UTLK_FIELD_NUMBER: _builtins.int
+    FORMER_KEYS_FIELD_NUMBER: _builtins.int
+    LEFT_HEIGHT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     owner: _builtins.str
     """address: holds stake, endorses nodes, receives"""
@@ -159,9 +161,15 @@ class Organization(_message.Message):
     punished_height: _builtins.int
     """of the last such punishment; what its key did up to the block after it is covered"""
     slashed_utlk: _builtins.int
+    left_height: _builtins.int
+    """0: a member"""
     @_builtins.property
     def listed_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """addresses from genesis that need no endorsement"""
+
+    @_builtins.property
+    def former_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___FormerKey]:
+        """rotated out, oldest first"""
 
     def __init__(
         self,
@@ -181,14 +189,86 @@ class Organization(_message.Message):
         jailed_until_height: _builtins.int = ...,
         punished_height: _builtins.int = ...,
         slashed_utlk: _builtins.int = ...,
+        former_keys: _abc.Iterable[Global___FormerKey] | None = ...,
+        left_height: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_gflop", b"credit_gflop", "credit_rest_mflop", b"credit_rest_mflop", "epoch_verdicts", b"epoch_verdicts", "jailed_until_height", b"jailed_until_height", "listed_nodes", b"listed_nodes", "name", b"name", "owner", b"owner", "owner_key", b"owner_key", "power", b"power", "punished_height", b"punished_height", "scheduler", b"scheduler", "slashed_utlk", b"slashed_utlk", "stake_utlk", b"stake_utlk", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_gflop", b"credit_gflop", "credit_rest_mflop", b"credit_rest_mflop", "epoch_verdicts", b"epoch_verdicts", "former_keys", b"former_keys", "jailed_until_height", b"jailed_until_height", "left_height", b"left_height", "listed_nodes", b"listed_nodes", "name", b"name", "owner", b"owner", "owner_key", b"owner_key", "power", b"power", "punished_height", b"punished_height", "scheduler", b"scheduler", "slashed_utlk", b"slashed_utlk", "stake_utlk", b"stake_utlk", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Organization: _TypeAlias = Organization  # noqa: Y015
+
+@_typing.final
+class FormerKey(_message.Message):
+    """A consensus key that votes no more and still answers for what it signed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALIDATOR_KEY_FIELD_NUMBER: _builtins.int
+    UNTIL_HEIGHT_FIELD_NUMBER: _builtins.int
+    validator_key: _builtins.bytes
+    until_height: _builtins.int
+    def __init__(
+        self,
+        *,
+        validator_key: _builtins.bytes = ...,
+        until_height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["until_height", b"until_height", "validator_key", b"validator_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FormerKey: _TypeAlias = FormerKey  # noqa: Y015
+
+@_typing.final
+class MembershipApplication(_message.Message):
+    """A newcomer that waits for the members' consent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    OWNER_KEY_FIELD_NUMBER: _builtins.int
+    VALIDATOR_KEY_FIELD_NUMBER: _builtins.int
+    SCHEDULER_FIELD_NUMBER: _builtins.int
+    VALIDATOR_FIELD_NUMBER: _builtins.int
+    APPROVALS_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    owner: _builtins.str
+    owner_key: _builtins.bytes
+    validator_key: _builtins.bytes
+    scheduler: _builtins.str
+    validator: _builtins.str
+    height: _builtins.int
+    """of the application"""
+    @_builtins.property
+    def approvals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names of members"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        owner_key: _builtins.bytes = ...,
+        validator_key: _builtins.bytes = ...,
+        scheduler: _builtins.str = ...,
+        validator: _builtins.str = ...,
+        approvals: _abc.Iterable[_builtins.str] | None = ...,
+        height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals", "height", b"height", "name", b"name", "owner", b"owner", "owner_key", b"owner_key", "scheduler", b"scheduler", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembershipApplication: _TypeAlias = MembershipApplication  # noqa: Y015
 
 @_typing.final
 class Node(_message.Message):
@@ -961,3 +1041,99 @@ class Params(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Params: _TypeAlias = Params  # noqa: Y015
+
+@_typing.final
+class AmnesiaAccusation(_message.Message):
+    """Module `accusations`, key "<height, 12 digits>/<address in hex>"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    VALIDATOR_ADDRESS_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    VOTE_A_FIELD_NUMBER: _builtins.int
+    VOTE_B_FIELD_NUMBER: _builtins.int
+    ACCUSER_FIELD_NUMBER: _builtins.int
+    DEADLINE_HEIGHT_FIELD_NUMBER: _builtins.int
+    ANSWERED_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """the key"""
+    validator_address: _builtins.bytes
+    height: _builtins.int
+    """of the votes"""
+    vote_a: _builtins.bytes
+    """CometBFT encoding"""
+    vote_b: _builtins.bytes
+    accuser: _builtins.str
+    """address"""
+    deadline_height: _builtins.int
+    """from this block on it is too late to answer"""
+    answered: _builtins.bool
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        validator_address: _builtins.bytes = ...,
+        height: _builtins.int = ...,
+        vote_a: _builtins.bytes = ...,
+        vote_b: _builtins.bytes = ...,
+        accuser: _builtins.str = ...,
+        deadline_height: _builtins.int = ...,
+        answered: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuser", b"accuser", "answered", b"answered", "deadline_height", b"deadline_height", "height", b"height", "id", b"id", "validator_address", b"validator_address", "vote_a", b"vote_a", "vote_b", b"vote_b"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AmnesiaAccusation: _TypeAlias = AmnesiaAccusation  # noqa: Y015
+
+@_typing.final
+class SetMember(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALIDATOR_KEY_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
+    validator_key: _builtins.bytes
+    power: _builtins.int
+    def __init__(
+        self,
+        *,
+        validator_key: _builtins.bytes = ...,
+        power: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["power", b"power", "validator_key", b"validator_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMember: _TypeAlias = SetMember  # noqa: Y015
+
+@_typing.final
+class ValidatorsAt(_message.Message):
+    """Who decides blocks from a height on; module `validator_sets`, key: that height, 12 digits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_HEIGHT_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    from_height: _builtins.int
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___SetMember]:
+        """by key"""
+
+    def __init__(
+        self,
+        *,
+        from_height: _builtins.int = ...,
+        members: _abc.Iterable[Global___SetMember] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_height", b"from_height", "members", b"members"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidatorsAt: _TypeAlias = ValidatorsAt  # noqa: Y015

@@ -70,6 +70,12 @@ class TxBody(_message.Message):
     REQUEST_MODEL_FIELD_NUMBER: _builtins.int
     COMPLETE_REQUEST_FIELD_NUMBER: _builtins.int
     FUND_TASK_FIELD_NUMBER: _builtins.int
+    APPLY_MEMBERSHIP_FIELD_NUMBER: _builtins.int
+    APPROVE_MEMBER_FIELD_NUMBER: _builtins.int
+    ROTATE_KEY_FIELD_NUMBER: _builtins.int
+    LEAVE_FEDERATION_FIELD_NUMBER: _builtins.int
+    ACCUSE_AMNESIA_FIELD_NUMBER: _builtins.int
+    ANSWER_ACCUSATION_FIELD_NUMBER: _builtins.int
     chain_id: _builtins.str
     nonce: _builtins.int
     """the sender's next sequence number: first transaction 0, no gaps; makes a replay a conflict"""
@@ -105,6 +111,18 @@ class TxBody(_message.Message):
     def complete_request(self) -> Global___CompleteRequest: ...
     @_builtins.property
     def fund_task(self) -> Global___FundTask: ...
+    @_builtins.property
+    def apply_membership(self) -> Global___ApplyMembership: ...
+    @_builtins.property
+    def approve_member(self) -> Global___ApproveMember: ...
+    @_builtins.property
+    def rotate_key(self) -> Global___RotateKey: ...
+    @_builtins.property
+    def leave_federation(self) -> Global___LeaveFederation: ...
+    @_builtins.property
+    def accuse_amnesia(self) -> Global___AccuseAmnesia: ...
+    @_builtins.property
+    def answer_accusation(self) -> Global___AnswerAccusation: ...
     def __init__(
         self,
         *,
@@ -126,12 +144,18 @@ class TxBody(_message.Message):
         request_model: Global___RequestModel | None = ...,
         complete_request: Global___CompleteRequest | None = ...,
         fund_task: Global___FundTask | None = ...,
+        apply_membership: Global___ApplyMembership | None = ...,
+        approve_member: Global___ApproveMember | None = ...,
+        rotate_key: Global___RotateKey | None = ...,
+        leave_federation: Global___LeaveFederation | None = ...,
+        accuse_amnesia: Global___AccuseAmnesia | None = ...,
+        answer_accusation: Global___AnswerAccusation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bond", b"bond", "cancel_task", b"cancel_task", "commit_segment", b"commit_segment", "commit_verdict", b"commit_verdict", "complete_request", b"complete_request", "create_task", b"create_task", "fail_task", b"fail_task", "fund_task", b"fund_task", "message", b"message", "place_task", b"place_task", "register_node", b"register_node", "request_model", b"request_model", "reveal_verdict", b"reveal_verdict", "transfer", b"transfer", "unbond", b"unbond"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accuse_amnesia", b"accuse_amnesia", "answer_accusation", b"answer_accusation", "apply_membership", b"apply_membership", "approve_member", b"approve_member", "bond", b"bond", "cancel_task", b"cancel_task", "commit_segment", b"commit_segment", "commit_verdict", b"commit_verdict", "complete_request", b"complete_request", "create_task", b"create_task", "fail_task", b"fail_task", "fund_task", b"fund_task", "leave_federation", b"leave_federation", "message", b"message", "place_task", b"place_task", "register_node", b"register_node", "request_model", b"request_model", "reveal_verdict", b"reveal_verdict", "rotate_key", b"rotate_key", "transfer", b"transfer", "unbond", b"unbond"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bond", b"bond", "cancel_task", b"cancel_task", "chain_id", b"chain_id", "commit_segment", b"commit_segment", "commit_verdict", b"commit_verdict", "complete_request", b"complete_request", "create_task", b"create_task", "fail_task", b"fail_task", "fee_utlk", b"fee_utlk", "fund_task", b"fund_task", "memo", b"memo", "message", b"message", "nonce", b"nonce", "place_task", b"place_task", "register_node", b"register_node", "request_model", b"request_model", "reveal_verdict", b"reveal_verdict", "transfer", b"transfer", "unbond", b"unbond"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuse_amnesia", b"accuse_amnesia", "answer_accusation", b"answer_accusation", "apply_membership", b"apply_membership", "approve_member", b"approve_member", "bond", b"bond", "cancel_task", b"cancel_task", "chain_id", b"chain_id", "commit_segment", b"commit_segment", "commit_verdict", b"commit_verdict", "complete_request", b"complete_request", "create_task", b"create_task", "fail_task", b"fail_task", "fee_utlk", b"fee_utlk", "fund_task", b"fund_task", "leave_federation", b"leave_federation", "memo", b"memo", "message", b"message", "nonce", b"nonce", "place_task", b"place_task", "register_node", b"register_node", "request_model", b"request_model", "reveal_verdict", b"reveal_verdict", "rotate_key", b"rotate_key", "transfer", b"transfer", "unbond", b"unbond"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["transfer", "bond", "unbond", "register_node", "create_task", "place_task", "commit_segment", "commit_verdict", "reveal_verdict", "cancel_task", "fail_task", "request_model", "complete_request", "fund_task"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["transfer", "bond", "unbond", "register_node", "create_task", "place_task", "commit_segment", "commit_verdict", "reveal_verdict", "cancel_task", "fail_task", "request_model", "complete_request", "fund_task", "apply_membership", "approve_member", "rotate_key", "leave_federation", "accuse_amnesia", "answer_accusation"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -275,6 +299,121 @@ class RegisterNode(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegisterNode: _TypeAlias = RegisterNode  # noqa: Y015
+
+@_typing.final
+class ApplyMembership(_message.Message):
+    """Sent by the newcomer's owner. Open for `unbonding_blocks`; applying again replaces it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OWNER_KEY_FIELD_NUMBER: _builtins.int
+    VALIDATOR_KEY_FIELD_NUMBER: _builtins.int
+    PROOF_OF_POSSESSION_FIELD_NUMBER: _builtins.int
+    SCHEDULER_FIELD_NUMBER: _builtins.int
+    VALIDATOR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    owner_key: _builtins.bytes
+    """the sender's public key; it endorses nodes"""
+    validator_key: _builtins.bytes
+    """consensus public key"""
+    proof_of_possession: _builtins.bytes
+    """its signature over "talkoo/validator/v1\\n" + chain id + "\\n" + name + "\\n" + owner"""
+    scheduler: _builtins.str
+    """address of the scheduler's key"""
+    validator: _builtins.str
+    """address of the verdict key"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        owner_key: _builtins.bytes = ...,
+        validator_key: _builtins.bytes = ...,
+        proof_of_possession: _builtins.bytes = ...,
+        scheduler: _builtins.str = ...,
+        validator: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "owner_key", b"owner_key", "proof_of_possession", b"proof_of_possession", "scheduler", b"scheduler", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyMembership: _TypeAlias = ApplyMembership  # noqa: Y015
+
+@_typing.final
+class ApproveMember(_message.Message):
+    """Sent by the owner of a member with voting power; more than two thirds of power admit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALIDATOR_KEY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    validator_key: _builtins.bytes
+    """of the application that is meant"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        validator_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "validator_key", b"validator_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveMember: _TypeAlias = ApproveMember  # noqa: Y015
+
+@_typing.final
+class RotateKey(_message.Message):
+    """Sent by the owner: another key votes from two heights later on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    VALIDATOR_KEY_FIELD_NUMBER: _builtins.int
+    PROOF_OF_POSSESSION_FIELD_NUMBER: _builtins.int
+    organization: _builtins.str
+    validator_key: _builtins.bytes
+    proof_of_possession: _builtins.bytes
+    """as for an application"""
+    def __init__(
+        self,
+        *,
+        organization: _builtins.str = ...,
+        validator_key: _builtins.bytes = ...,
+        proof_of_possession: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization", b"organization", "proof_of_possession", b"proof_of_possession", "validator_key", b"validator_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKey: _TypeAlias = RotateKey  # noqa: Y015
+
+@_typing.final
+class LeaveFederation(_message.Message):
+    """Sent by the owner: no voting power any more, and the stake is unbonded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    organization: _builtins.str
+    def __init__(
+        self,
+        *,
+        organization: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization", b"organization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaveFederation: _TypeAlias = LeaveFederation  # noqa: Y015
 
 @_typing.final
 class BlobRef(_message.Message):
@@ -838,3 +977,57 @@ class CompleteRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompleteRequest: _TypeAlias = CompleteRequest  # noqa: Y015
+
+@_typing.final
+class AccuseAmnesia(_message.Message):
+    """Two votes of one validator at one height, in CometBFT's encoding: it precommitted a block and later voted for another one.
+    It is punished unless somebody shows in time that > 2/3 prevoted the other block in between.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOTE_A_FIELD_NUMBER: _builtins.int
+    VOTE_B_FIELD_NUMBER: _builtins.int
+    vote_a: _builtins.bytes
+    """the precommit"""
+    vote_b: _builtins.bytes
+    """of a later round"""
+    def __init__(
+        self,
+        *,
+        vote_a: _builtins.bytes = ...,
+        vote_b: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vote_a", b"vote_a", "vote_b", b"vote_b"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccuseAmnesia: _TypeAlias = AccuseAmnesia  # noqa: Y015
+
+@_typing.final
+class AnswerAccusation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCUSATION_FIELD_NUMBER: _builtins.int
+    VOTES_FIELD_NUMBER: _builtins.int
+    accusation: _builtins.str
+    """its key in the state"""
+    @_builtins.property
+    def votes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """prevotes in CometBFT's encoding"""
+
+    def __init__(
+        self,
+        *,
+        accusation: _builtins.str = ...,
+        votes: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accusation", b"accusation", "votes", b"votes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerAccusation: _TypeAlias = AnswerAccusation  # noqa: Y015
