@@ -160,6 +160,10 @@ class Driver:
         return self._state.locked
 
     @property
+    def valid(self) -> tuple[BlockId, int] | None:
+        return self._state.valid
+
+    @property
     def missing(self) -> tuple[int, BlockId] | None:
         """Round and id of a block with 2f+1 votes whose proposal has not arrived: ask a peer for it."""
         if self._state.decision is not None:

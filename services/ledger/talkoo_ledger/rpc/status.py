@@ -68,7 +68,7 @@ class StatusMethods:
                 votes.append(message.vote)
             elif message.proposal.round == driver.round:
                 proposed = message.proposal.block_id
-        locked = driver.locked
+        locked, valid = driver.locked, driver.valid
         proposer = validators.proposer_of_round(driver.round)
         place = validators.find(proposer.address)
         step = _STEPS.get(driver.step_of_round.name.lower(), 1)
@@ -78,7 +78,7 @@ class StatusMethods:
                 "start_time": time_text(self._reader.chain.last_time_ns),
                 "proposal_block_hash": _hash_of(proposed),
                 "locked_block_hash": _hash_of(None if locked is None else locked[0]),
-                "valid_block_hash": _hash_of(None if locked is None else locked[0]),
+                "valid_block_hash": _hash_of(None if valid is None else valid[0]),
                 "height_vote_set": [self._vote_set(round_, votes) for round_ in range(driver.round + 1)][-_ROUNDS:],
                 "proposer": {"address": hex_of(proposer.address), "index": 0 if place is None else place[0]},
             }
