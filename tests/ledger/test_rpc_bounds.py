@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from talkoo_ledger.event_query import parse_query
 from talkoo_ledger.rpc.calls import MAX_BATCH
 from talkoo_ledger.rpc.routes import PARAMETERS
 from talkoo_ledger.rpc.server import MAX_BODY_BYTES, MAX_WEBSOCKETS
 from talkoo_ledger.rpc.subscriptions import MAX_CLIENTS
 
-from talkoo_core.errors import Exhausted
+from talkoo_core.errors import Exhausted, InvalidInput
 from talkoo_sim.still_node import StillNode, begun
 
 
@@ -221,3 +222,35 @@ async def test_whatever_the_parameters_are_the_answer_is_a_result_or_a_typed_err
 )
 async def test_whatever_a_body_is_the_node_answers(still: StillNode, body: bytes) -> None:
     assert (await still.http("POST", "/", body=body))[0] in (200, 500)
+
+
+WORDS = (
+    *("tx.height", "a.b", "AND", "EXISTS", "CONTAINS", "=", "<", "<=", ">", ">=", "5", "0.5", "'x'", "''", "'", "TIME"),
+    *("DATE 2026-01-31", "TIME 2026-01-31T12:00:00Z", "TIME 0001-01-01T00:00:00+14:00", "DATE 9999-99-99", "\u0663"),
+)
+VALUES = st.one_of(
+    st.text(max_size=30),
+    st.integers().map(str),
+    st.datetimes().map(lambda moment: moment.isoformat()),
+    st.sampled_from(("0001-01-01T00:00:00-14:00", "9999-12-31T23:59:59+14:00", "5utlk", "-5", "1e400")),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    query=st.lists(st.sampled_from(WORDS) | st.text(max_size=3), max_size=12).map(" ".join) | st.text(max_size=40),
+    values=st.dictionaries(st.sampled_from(("tx.height", "a.b")), st.lists(VALUES, max_size=3)),
+)
+def test_whatever_a_query_is_it_is_refused_with_words_or_held_against_any_values(query: str, values: Any) -> None:
+    try:
+        parsed = parse_query(query)
+    except InvalidInput:
+        return
+    assert parsed.matches(values) in (True, False)
+    assert not parsed.matches({})
+
+
+@given(at=st.integers(0, 10**20), limit=st.integers(0, 10**20))
+def test_numbers_are_compared_as_numbers_whatever_their_length(at: int, limit: int) -> None:
+    holds = {op: parse_query(f"a.b {op} {limit}").matches({"a.b": [f"{at}utlk"]}) for op in ("<", "<=", "=", ">=", ">")}
+    assert holds == {"<": at < limit, "<=": at <= limit, "=": at == limit, ">=": at >= limit, ">": at > limit}

@@ -21,10 +21,10 @@ from talkoo_core.errors import InvalidInput
 MAX_QUERY_LENGTH = 512
 MAX_CONDITIONS = 16
 _TOKENS = re.compile(
-    r"\s*(?:(?P<text>'[^']*')|(?P<time>TIME\s+[0-9T:Z.+-]+)|(?P<date>DATE\s+\d{4}-\d{2}-\d{2})"
-    r"|(?P<number>\d+(?:\.\d+)?)(?![\w.-])|(?P<op><=|>=|=|<|>)|(?P<word>[\w][\w.-]*))"
+    r"\s*(?:(?P<text>'[^']*')|(?P<time>TIME\s+[0-9T:Z.+-]+)|(?P<date>DATE\s+[0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"|(?P<number>[0-9]+(?:\.[0-9]+)?)(?![\w.-])|(?P<op><=|>=|=|<|>)|(?P<word>[\w][\w.-]*))"
 )
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 Operand = str | Decimal | datetime
 
