@@ -23,6 +23,7 @@ from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc
 from talkoo_ledger.genesis import Genesis
 
 from talkoo_core.errors import TalkooError
+from talkoo_runtime.disk import write_atomic
 from talkoo_runtime.grpc_client import open_channel
 from talkoo_runtime.keys import save_key
 from talkoo_runtime.ledger_client import LedgerClient
@@ -66,10 +67,12 @@ class Ledgers:
     channels: list[grpc.aio.Channel] = field(default_factory=list)
     authorities: dict[str, Authority] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
+    newcomers: list[str] = field(default_factory=list)
+    """Organizations with a node that the genesis does not name."""
 
     @property
     def names(self) -> list[str]:
-        return [organization.name for organization in self.genesis.organizations]
+        return [organization.name for organization in self.genesis.organizations] + self.newcomers
 
     def __post_init__(self) -> None:
         self.ports = dict(zip(self.names, free_ports(len(self.names)), strict=True))
@@ -77,9 +80,23 @@ class Ledgers:
         (self.folder / "trust.pem").write_bytes(trust_bundle(list(self.authorities.values())))
         (self.folder / "genesis.json").write_bytes(self.genesis.canonical_json())
         for name in self.names:
-            seed = hashlib.sha256(f"sim key {name}-consensus".encode()).digest()
-            save_key(self.folder / name / "consensus.key", key_of(f"{name}-consensus"), seed)
+            self.write_consensus_key(name, f"{name}-consensus")
             self.write_settings(name)
+
+    def write_consensus_key(self, name: str, key: str) -> None:
+        """What the node of `name` signs with from its next start on."""
+        path = self.folder / name / "consensus.key"
+        path.unlink(missing_ok=True)
+        save_key(path, key_of(key), hashlib.sha256(f"sim key {key}".encode()).digest())
+
+    def provision(self, name: str, *seeds: str) -> None:
+        """A newcomer: its folder, authority and settings, with its authority in everybody's trust bundle."""
+        self.newcomers.append(name)
+        (self.ports[name],) = free_ports(1)
+        self.authorities[name] = ensure_authority(self.folder / name / "authority", name)
+        write_atomic(self.folder / "trust.pem", trust_bundle(list(self.authorities.values())))
+        self.write_consensus_key(name, f"{name}-consensus")
+        self.write_settings(name, seeds or None)
 
     def certificate(self, organization: str, role: str) -> Path:
         """The folder of a certificate of one of the organization's services."""
