@@ -33,6 +33,7 @@ from talkoo_ledger.snapshots import FORMAT, SnapshotStore, chunks_of
 from talkoo_core.errors import Conflict, Corrupt, InvalidInput
 from talkoo_runtime.clock import SystemClock
 from talkoo_runtime.transactions import sign_transaction
+from talkoo_sim.abci_client import AbciClient, varint
 from talkoo_sim.ledger_chain import address, key_of, make_genesis
 
 FEE = 100
@@ -59,55 +60,19 @@ class Told:
         return 0
 
 
-class Engine:
-    """One connection to an ABCI socket."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    @classmethod
-    async def connect(cls, path: Path) -> Engine:
-        return cls(*await asyncio.open_unix_connection(str(path)))
-
-    def send(self, **request: Any) -> None:
-        raw = abci_pb2.Request(**request).SerializeToString()
-        self.writer.write(varint(len(raw)) + raw)
-
-    async def read(self) -> abci_pb2.Response:
-        length = shift = 0
-        while True:
-            (byte,) = await self.reader.readexactly(1)
-            length |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return abci_pb2.Response.FromString(await self.reader.readexactly(length))
-            shift += 7
-
-    async def ask(self, **request: Any) -> abci_pb2.Response:
-        self.send(**request)
-        return await self.read()
-
-
-def varint(value: int) -> bytes:
-    out = b""
-    while value >= 0x80:
-        out += bytes([value & 0x7F | 0x80])
-        value >>= 7
-    return out + bytes([value])
-
-
 class Served:
     """A hosted ledger in a folder behind a socket."""
 
     def __init__(self, folder: Path, genesis: Genesis | None = None) -> None:
         self.folder = folder
         self.told = Told()
-        self.engines: list[Engine] = []
+        self.engines: list[AbciClient] = []
         self.ledger = HostedLedger(genesis or make_genesis(), folder, SystemClock())
         self.snapshots = SnapshotStore(folder / "snapshots")
         self.server = AbciServer(folder / "abci" / "socket", Requests(self.ledger, self.snapshots, self.told).answer)
 
-    async def connect(self) -> Engine:
-        self.engines.append(await Engine.connect(self.server.path))
+    async def connect(self) -> AbciClient:
+        self.engines.append(await AbciClient.connect(self.server.path))
         return self.engines[-1]
 
     async def close(self) -> None:

@@ -13,7 +13,6 @@ from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, state_pb2
 
 from talkoo_core.errors import Conflict, Exhausted, InvalidInput, NotFound, Unavailable
 from talkoo_core.signing import PrivateKey
-from talkoo_ledger.comet.engine import open_comet
 from talkoo_ledger.comet.home import has_begun, home_of
 from talkoo_ledger.embedded import EmbeddedEngine
 from talkoo_ledger.engine import Engine
@@ -215,6 +214,8 @@ async def serve(settings: LedgerSettings, background: Background) -> Callable[[]
                 "rpc_listen is of our own engine; CometBFT serves its RPC itself: set comet.rpc_listen",
                 code="bad_settings",
             )
+        from talkoo_ledger.comet.engine import open_comet  # its websocket client costs memory that others can spare
+
         opened = await open_comet(settings, genesis, key, SystemClock(), background)
         engine: Engine = opened
         stop_engine: Callable[[], Awaitable[None]] = opened.stop

@@ -60,21 +60,29 @@ class CometRpc:
 
     async def call(self, method: str, **params: Any) -> Any:
         """The result. Raises Unavailable while there is no connection, Failed with CometBFT's own words."""
+        try:
+            return await asyncio.wait_for(await self.ask(method, **params), CALL_TIMEOUT_S)
+        except TimeoutError:
+            raise Unavailable("CometBFT does not answer; try again in a moment", code="engine_unavailable") from None
+
+    async def ask(self, method: str, **params: Any) -> asyncio.Future[Any]:
+        """Send a call; the future brings what `call` returns or raises. Raises Unavailable, Exhausted."""
         connection = self._connection
         if connection is None:
             raise Unavailable("CometBFT is not up yet; try again in a moment", code="engine_unavailable")
         if len(self._calls) >= MAX_CALLS:
             raise Exhausted(f"{MAX_CALLS} calls wait for CometBFT already; slow down", code="too_many_calls")
         number = next(self._numbers)
-        answered = self._calls[number] = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        answered.add_done_callback(lambda _: self._calls.pop(number, None))
+        self._calls[number] = answered
         request = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
         try:
             await connection.send(json.dumps(request))
-            return await asyncio.wait_for(answered, CALL_TIMEOUT_S)
-        except (WebSocketException, TimeoutError):
-            raise Unavailable("CometBFT does not answer; try again in a moment", code="engine_unavailable") from None
-        finally:
-            self._calls.pop(number, None)
+        except WebSocketException:
+            answered.cancel()
+            raise Unavailable("CometBFT went away; try again", code="engine_unavailable") from None
+        return answered
 
     def _answered(self, text: str | bytes) -> None:
         message = json.loads(text)
@@ -89,6 +97,6 @@ class CometRpc:
 
     def _disconnected(self) -> None:
         self._connection = None
-        for waiting in self._calls.values():
+        for waiting in list(self._calls.values()):
             if not waiting.done():
                 waiting.set_exception(Unavailable("CometBFT went away; try again", code="engine_unavailable"))

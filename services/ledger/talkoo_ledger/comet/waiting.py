@@ -13,6 +13,7 @@ import base64
 import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 from talkoo_core.errors import Conflict, Exhausted, InvalidInput, TalkooError, Unavailable, error_of
@@ -65,61 +66,69 @@ class Waiting:
 
     async def submit(self, txs: Sequence[bytes]) -> list[Outcome]:
         """In order; each outcome comes when CometBFT has asked our application about it."""
-        return list(await asyncio.gather(*(self._submit(data) for data in txs)))
+        fresh: dict[bytes, bytes] = {}
+        outcomes = [self._ask(data, fresh) for data in txs]
+        if fresh and self._rpc.connected:
+            self._start(self._give(fresh))
+        checks = {each for each in outcomes if isinstance(each, asyncio.Future)}
+        if checks:
+            await asyncio.wait(checks, timeout=CHECK_TIMEOUT_S)
+        for data, each in zip(txs, outcomes, strict=True):
+            if isinstance(each, asyncio.Future) and not each.done():
+                self._settle(transaction_hash(data), _too_late())
+        return [each.result() if isinstance(each, asyncio.Future) else each for each in outcomes]
 
-    async def _submit(self, data: bytes) -> Outcome:
+    def _ask(self, data: bytes, fresh: dict[bytes, bytes]) -> Outcome | asyncio.Future[Outcome]:
+        """The outcome, where it is known; else who will bring it. `fresh` gets what CometBFT is to be given."""
         tx_hash = transaction_hash(data)
         if tx_hash in self._own:
             return None
         if tx_hash in self._others:
             self._promise(tx_hash, data)
             return None
+        if tx_hash in self._asked:
+            return self._asked[tx_hash][1]
         if self._ledger.store.tx_result(tx_hash) is not None:
             return Conflict("the transaction is final already; ask for its result", code="nonce_too_low")
-        asked = self._asked.get(tx_hash)
-        if asked is None:
-            if len(self._asked) >= MAX_TXS or len(self._own) >= MAX_TXS:
-                return _full()
-            asked = self._asked[tx_hash] = (data, asyncio.get_running_loop().create_future())
-            asked[1].add_done_callback(lambda _: self._asked.pop(tx_hash, None))
-            if self._rpc.connected:
-                self._start(self._give(tx_hash, data))
-        try:
-            return await asyncio.wait_for(asyncio.shield(asked[1]), CHECK_TIMEOUT_S)
-        except TimeoutError:
-            self._settle(
-                tx_hash,
-                Unavailable(
-                    "CometBFT did not take the transaction in time; it may still become final, ask for its result",
-                    code="engine_unavailable",
-                ),
-            )
-            return asked[1].result()
+        if len(self._asked) >= MAX_TXS or len(self._own) >= MAX_TXS:
+            return _full()
+        checked: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        checked.add_done_callback(lambda _: self._asked.pop(tx_hash, None))
+        self._asked[tx_hash] = (data, checked)
+        fresh[tx_hash] = data
+        return checked
 
-    async def _give(self, tx_hash: bytes, data: bytes) -> None:
-        """To CometBFT's mempool. Its own refusals (full, too large, known) come at once, ours through `checked`."""
-        try:
-            await self._rpc.call("broadcast_tx_async", tx=base64.b64encode(data).decode())
-        except Unavailable:
-            return  # it is given again after the next connection
-        except TalkooError as error:
-            if IN_CACHE not in error.message:
-                self._settle(tx_hash, _engines_refusal(error))
-            elif tx_hash in self:
-                self._settle(tx_hash, None)
-            # Else another node gave it, too, and its check is on the way.
+    async def _give(self, txs: dict[bytes, bytes]) -> None:
+        """To CometBFT's mempool, in order. What breaks off here is given after the next connection."""
+        for tx_hash, data in txs.items():
+            if tx_hash not in self._own and tx_hash not in self._asked:
+                continue
+            try:
+                answer = await self._rpc.ask("broadcast_tx_async", tx=base64.b64encode(data).decode())
+            except Unavailable:
+                return
+            except TalkooError as error:
+                self._settle(tx_hash, error)
+            else:
+                answer.add_done_callback(partial(self._given, tx_hash))
+
+    def _given(self, tx_hash: bytes, answer: asyncio.Future[Any]) -> None:
+        """CometBFT's own refusals (full, too large, known) come at once, those of our check through `checked`."""
+        error = None if answer.cancelled() else answer.exception()
+        if not isinstance(error, TalkooError) or isinstance(error, Unavailable):
+            return
+        if IN_CACHE not in error.message:
+            self._settle(tx_hash, _engines_refusal(error))
+        elif tx_hash in self:
+            self._settle(tx_hash, None)
+        # Else another node gave it, too, and its check is on the way.
 
     def connected(self) -> None:
         """CometBFT is up: give it what it may have forgotten, in the order in which it came."""
         own = {tx_hash: own.data for tx_hash, own in self._own.items()}
         asked = {tx_hash: data for tx_hash, (data, _) in self._asked.items()}
         self._others.clear()
-        self._start(self._give_all({**own, **asked}))
-
-    async def _give_all(self, txs: dict[bytes, bytes]) -> None:
-        for tx_hash, data in txs.items():
-            if self._rpc.connected and (tx_hash in self._own or tx_hash in self._asked):
-                await self._give(tx_hash, data)
+        self._start(self._give({**own, **asked}))
 
     # --- told by the ABCI requests ---
 
@@ -152,7 +161,7 @@ class Waiting:
             chosen = dict(list(lost.items())[:GIVEN_AGAIN_AT_ONCE])
             for tx_hash in chosen:
                 self._own[tx_hash].seen_height = self._ledger.chain.last_height
-            self._start(self._give_all(chosen))
+            self._start(self._give(chosen))
 
     # --- inside ---
 
@@ -166,10 +175,17 @@ class Waiting:
             asked[1].set_result(outcome)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Each gives one asked transaction or some that are known, so their number is bounded with these."""
+        """Each gives transactions that were asked for or that wait, so their number is bounded with these."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _too_late() -> Unavailable:
+    return Unavailable(
+        "CometBFT did not take the transaction in time; it may still become final, ask for its result",
+        code="engine_unavailable",
+    )
 
 
 def _full() -> Exhausted:
