@@ -92,6 +92,14 @@ MODELS: list[Column[state_pb2.ModelVersion]] = [
     Column("parent", lambda m: m.parent_version or "-"),
     Column("weights", lambda m: m.params_sha256[:12]),
 ]
+ORGANIZATIONS: list[Column[state_pb2.Organization]] = [
+    Column("name", lambda o: o.name),
+    Column("owner", lambda o: o.owner),
+    Column("stake", lambda o: format_tlk(o.stake_utlk), right=True),
+    Column("power", lambda o: str(o.power), right=True),
+    Column("credit", lambda o: f"{o.credit_gflop} GFLOP", right=True),
+    Column("state", lambda o: f"left in block {o.left_height}" if o.left_height else "member"),
+]
 ACCOUNTS: list[Column[state_pb2.Account]] = [
     Column("label", lambda a: a.label or "-"),
     Column("address", lambda a: a.address),

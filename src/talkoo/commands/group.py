@@ -28,6 +28,7 @@ class Entry:
 
 
 COMMANDS: dict[str, Entry] = {
+    "member": Entry("Federation", "talkoo.commands.member", "member", "List members, join, or leave."),
     "up": Entry("Federation", "talkoo.federation.commands", "up", "Start a federation on this machine."),
     "demo": Entry("Federation", "talkoo.demo.commands", "demo", "Run the whole loop once, with a cheater."),
     "doctor": Entry("Federation", "talkoo.federation.commands", "doctor", "Check this machine and the federation."),

@@ -1,0 +1,55 @@
+"""What an organization's owner says about membership: apply, approve, change the consensus key, leave."""
+
+from __future__ import annotations
+
+from talkoo_api.ledger.v1 import service_pb2, state_pb2, tx_pb2
+from talkoo_ledger.members import possession_bytes
+
+from talkoo.client_async import AsyncClient
+from talkoo_core.errors import NotFound
+from talkoo_core.signing import PrivateKey
+
+
+class Membership:
+    """Over an organization's gateway, with the key of `client`: the owner's."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def applications(self) -> list[state_pb2.MembershipApplication]:
+        return await self._client.ledger.list("applications", state_pb2.MembershipApplication)
+
+    async def apply(self, name: str, consensus_key: PrivateKey, scheduler: str, validator: str) -> service_pb2.TxResult:
+        """Ask to become a member; `scheduler` and `validator` are addresses of those services' keys."""
+        message = tx_pb2.ApplyMembership(
+            name=name,
+            owner_key=self._client.key.public.raw,
+            validator_key=consensus_key.public.raw,
+            proof_of_possession=await self._possession(name, consensus_key),
+            scheduler=scheduler,
+            validator=validator,
+        )
+        return await self._client.send(message)
+
+    async def approve(self, name: str) -> service_pb2.TxResult:
+        """Consent to the application as it stands now. Raises NotFound."""
+        application = next((each for each in await self.applications() if each.name == name), None)
+        if application is None:
+            raise NotFound(f"nobody has applied as {name!r}; `talkoo member list` shows who has")
+        return await self._client.send(tx_pb2.ApproveMember(name=name, validator_key=application.validator_key))
+
+    async def rotate_key(self, name: str, consensus_key: PrivateKey) -> service_pb2.TxResult:
+        """Another key votes from two heights later on."""
+        message = tx_pb2.RotateKey(
+            organization=name,
+            validator_key=consensus_key.public.raw,
+            proof_of_possession=await self._possession(name, consensus_key),
+        )
+        return await self._client.send(message)
+
+    async def leave(self, name: str) -> service_pb2.TxResult:
+        return await self._client.send(tx_pb2.LeaveFederation(organization=name))
+
+    async def _possession(self, name: str, key: PrivateKey) -> bytes:
+        chain_id = (await self._client.status()).chain_id
+        return key.sign(possession_bytes(chain_id, name, self._client.address))
