@@ -176,7 +176,8 @@ Global___Attribute: _TypeAlias = Attribute  # noqa: Y015
 class Event(_message.Message):
     """Types: transfer, task_created, task_placed, segment_committed, segment_opened (next may start), audit_opened, audit_skipped, verdict, segment_accepted,
     segment_discarded, slashed, payment, task_completed, task_failed, task_cancelled, model_registered, request_opened, request_completed, request_refunded,
-    node_registered, power_changed, validator_punished, epoch.
+    node_registered, membership_applied, membership_approved, member_admitted, member_left, key_rotated, power_changed, accused, accusation_answered,
+    validator_punished, epoch.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
