@@ -10,7 +10,6 @@ The powers of past heights are kept in the state for this, as sets that begin at
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import Final
 
@@ -159,8 +158,3 @@ def _misbehavior(context: Context, accusation: AmnesiaAccusation) -> Misbehavior
     power = 0 if found is None else found[1].power
     at_ns = _vote(accusation.vote_b).timestamp_ns
     return Misbehavior(AMNESIA, accusation.validator_address, power, accusation.height, at_ns, validators.total_power)
-
-
-def excuses(votes: Iterable[Vote], accusation: AmnesiaAccusation, validators: ValidatorSet) -> tuple[Vote, ...] | None:
-    """Of all votes that a node kept, those to answer with; None where it holds no excuse."""
-    return justify(_read(accusation), validators, votes)

@@ -24,9 +24,9 @@ from talkoo_consensus.types import Commit
 from talkoo_consensus.validators import Validator, ValidatorSet
 
 from talkoo_core.errors import Corrupt, InvalidInput, TalkooError, Unavailable
-from talkoo_core.signing import address_of
 from talkoo_ledger.application import Application, root_of
 from talkoo_ledger.header_trust import HeaderTrust
+from talkoo_ledger.members import names_by_address
 from talkoo_ledger.snapshots import FORMAT, HASH_BYTES, MAX_CHUNKS, Entry, Restore, Snapshot
 from talkoo_ledger.sync import ANSWER_TIMEOUT_S, Follows, Lie, Rests
 
@@ -175,17 +175,20 @@ class SnapshotSync:
 
     async def _agreed(self, behind: LightBlock, application: Application) -> ValidatorSet:
         """The validators of a verified header with the priorities that more than a third of their power confirm."""
-        power = {v.address: v.power for v in behind.validators.validators}
-        member = {o.name: address_of(o.validator_key) for o in application.state.organizations.all()}
+        member = names_by_address(application.state.organizations.all())
+        power: dict[str, int] = {}
+        for v in behind.validators.validators:
+            name = member.get(v.address, "")
+            power[name] = power.get(name, 0) + v.power
         for _ in range(AGREE_TRIES):
             said: dict[ValidatorSet, int] = {}
-            names = [name for name in self._node.mesh.streams if power.get(member.get(name, b""), 0) > 0]
+            names = [name for name in self._node.mesh.streams if power.get(name, 0) > 0]
             answers = await asyncio.gather(
                 *(self._trust.light_block(name, behind.header.height) for name in names), return_exceptions=True
             )
             for name, answer in zip(names, answers, strict=True):
                 if isinstance(answer, LightBlock) and answer.header == behind.header:
-                    said[answer.validators] = said.get(answer.validators, 0) + power[member[name]]
+                    said[answer.validators] = said.get(answer.validators, 0) + power[name]
                 elif isinstance(answer, BaseException) and not isinstance(answer, TalkooError):
                     raise answer
             for validators, weight in said.items():
