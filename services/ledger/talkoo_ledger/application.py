@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from talkoo_core.errors import Corrupt, InvalidInput, TalkooError
@@ -56,8 +57,7 @@ class Info:
     app_hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
+class CheckResult(Struct, frozen=True, gc=False):
     """Whether a transaction may wait for a block. `code` 0: yes."""
 
     code: int

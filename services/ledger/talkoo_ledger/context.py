@@ -13,8 +13,7 @@ PAYMENTS_KEPT = 100_000
 """Newest payment records that stay in the state. Older ones remain in the blocks, as events."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, gc=False):
     """Something that happened, as followers read it. Attributes are texts."""
 
     type: str

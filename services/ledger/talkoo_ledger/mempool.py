@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from talkoo_core.errors import Exhausted, TalkooError, error_of
 from talkoo_ledger.application import CheckResult
@@ -24,8 +25,7 @@ class Checks(Protocol):
         """Forget a checked transaction, the last of its sender."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Waiting(Struct, frozen=True, gc=False):
     hash: bytes
     data: bytes
     sender: str

@@ -79,7 +79,7 @@ class Verdict(Struct, frozen=True):
     heldout_total: int = 0
 
 
-class Transfer(Struct, frozen=True):
+class Transfer(Struct, frozen=True, gc=False):
     """Tokens from the sender to another account."""
 
     to: str = ""
@@ -278,7 +278,7 @@ Message = (
 """Anything a transaction may carry."""
 
 
-class Transaction(Struct, frozen=True):
+class Transaction(Struct, frozen=True, gc=False):
     """One signed transaction whose form is right; its signature is checked apart."""
 
     hash: bytes

@@ -33,7 +33,7 @@ class SegmentPhase(IntEnum):
     DISCARDED = 6
 
 
-class Account(Struct, frozen=True):
+class Account(Struct, frozen=True, gc=False):
     """Liquid tokens of an address and its next nonce."""
 
     address: str = ""

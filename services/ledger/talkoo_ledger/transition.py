@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from talkoo_core.amounts import format_tlk
@@ -59,8 +59,7 @@ RULES: dict[type[Any], Callable[[Context, str, Any], None]] = {
 _CODES = {family: number for number, family in enumerate(FAMILIES, start=1)}
 
 
-@dataclass(frozen=True, slots=True)
-class TxResult:
+class TxResult(Struct, frozen=True, gc=False):
     """What became of one transaction. `code` 0: applied. Otherwise nothing but fee and nonce changed."""
 
     hash: bytes

@@ -17,6 +17,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from talkoo_core.errors import Corrupt
 
 HASH_BYTES = 32
@@ -63,8 +65,7 @@ PROOF_SPECS: tuple[dict[str, object], dict[str, object]] = (
 """The two proof specs of a state proof, from the value up: what an ICS-23 light client is given."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(Struct, frozen=True, gc=False):
     """A key that is present. `path` is the key's hash as a number of 256 bits."""
 
     path: int
@@ -73,8 +74,7 @@ class Leaf:
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class Inner:
+class Inner(Struct, frozen=True, gc=False):
     """At least two keys below."""
 
     left: Tree

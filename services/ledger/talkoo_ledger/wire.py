@@ -186,7 +186,10 @@ def _parse(proto_type: type[Any], data: bytes, what: str) -> Any:
         proto = proto_type.FromString(data)
     except (DecodeError, ValueError) as error:
         raise InvalidInput(f"{what} cannot be read: {error}", code="malformed") from None
-    _refuse_unknown(proto, what)
+    size_bytes = proto.ByteSize()
+    proto.DiscardUnknownFields()
+    if proto.ByteSize() != size_bytes:
+        _name_unknown(proto_type.FromString(data), what)
     return proto
 
 
@@ -195,7 +198,8 @@ def _message_fields(descriptor: Descriptor) -> tuple[tuple[str, bool], ...]:
     return tuple((field.name, field.is_repeated) for field in descriptor.fields if field.message_type is not None)
 
 
-def _refuse_unknown(proto: Proto, what: str) -> None:
+def _name_unknown(proto: Proto, what: str) -> None:
+    """Raises InvalidInput (`unknown_field`) that names the message with such a field."""
     if len(UnknownFieldSet(proto)):
         raise InvalidInput(
             f"{what} has a field in {proto.DESCRIPTOR.name} that this ledger does not know; "
@@ -205,9 +209,9 @@ def _refuse_unknown(proto: Proto, what: str) -> None:
     for name, repeated in _message_fields(proto.DESCRIPTOR):
         if repeated:
             for each in getattr(proto, name):
-                _refuse_unknown(each, what)
+                _name_unknown(each, what)
         elif proto.HasField(name):
-            _refuse_unknown(getattr(proto, name), what)
+            _name_unknown(getattr(proto, name), what)
 
 
 def params_from_mapping(values: dict[str, int]) -> records.Params:
