@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import grpc
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc
 from talkoo_ledger.genesis import Genesis, GenesisOrganization
+from talkoo_ledger.streams import unbundled
 
 from talkoo_core.amounts import UTLK_PER_TLK
 from talkoo_sim.ledger_chain import key_of, make_genesis
@@ -61,20 +62,24 @@ class ScriptedPeer:
         stub = service_pb2_grpc.ConsensusStub(channel)  # type: ignore[no-untyped-call]  # generated
         telling = asyncio.create_task(self._tell())
         try:
-            async for message in stub.Exchange(self._speech()):
-                if len(self.heard) < self.MOST_HEARD:
-                    self.heard.append(message)
-                if message.WhichOneof("message") == "ask":
-                    self.asked.append(message.ask)
-                    answer = self.answer(message.ask)
-                    if answer is not None:
-                        answer.id = message.ask.id
-                        self.say(service_pb2.PeerMessage(answer=answer))
+            async for together in stub.Exchange(self._speech()):
+                for message in unbundled(together):
+                    self._hear(message)
             self.ended = "closed"
         except grpc.aio.AioRpcError as error:
             self.ended = error.details() or str(error.code())
         finally:
             telling.cancel()
+
+    def _hear(self, message: service_pb2.PeerMessage) -> None:
+        if len(self.heard) < self.MOST_HEARD:
+            self.heard.append(message)
+        if message.WhichOneof("message") == "ask":
+            self.asked.append(message.ask)
+            answer = self.answer(message.ask)
+            if answer is not None:
+                answer.id = message.ask.id
+                self.say(service_pb2.PeerMessage(answer=answer))
 
     async def _tell(self) -> None:
         while True:

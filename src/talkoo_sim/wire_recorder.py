@@ -11,6 +11,7 @@ import grpc
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc
 from talkoo_consensus.encoding import decode_proposal, decode_vote
 from talkoo_ledger.sign_state import Place, place_of
+from talkoo_ledger.streams import unbundled
 
 from talkoo_sim.ledger_processes import Ledgers
 
@@ -57,8 +58,9 @@ class WireRecorder:
                 stub = service_pb2_grpc.ConsensusStub(channel)  # type: ignore[no-untyped-call]
                 call = stub.Exchange()
                 await call.write(self._hello())
-                async for message in call:
-                    self._hear(message)
+                async for together in call:
+                    for message in unbundled(together):
+                        self._hear(message)
             except grpc.aio.AioRpcError:
                 pass  # it is being killed or not up again yet: that is what we are here for
             finally:

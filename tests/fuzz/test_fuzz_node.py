@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from talkoo_api.ledger.v1 import service_pb2, tx_pb2
+from talkoo_ledger.streams import unbundled
 
 from talkoo_runtime.grpc_errors import FAMILY_KEY
 from talkoo_runtime.pki import CERTIFICATE_FILE, KEY_FILE
@@ -87,15 +88,16 @@ class Target:
         question = service_pb2.Ask(id=FENCE, blocks=service_pb2.BlocksRequest(from_height=1, to_height=1))
         fence = service_pb2.PeerMessage(ask=question).SerializeToString()
         for raw in self._exchange(organization, [hello or self.hello(organization), *messages, fence]):
-            message = service_pb2.PeerMessage.FromString(raw)
-            if message.WhichOneof("message") == "answer" and message.answer.id == FENCE:
+            together = unbundled(service_pb2.PeerMessage.FromString(raw))
+            if any(message.WhichOneof("message") == "answer" and message.answer.id == FENCE for message in together):
                 return
 
     def listen(self, organization: str, kinds: set[str]) -> dict[str, bytes]:
         """One message of each kind that the node says."""
         heard: dict[str, bytes] = {}
         for raw in self._exchange(organization, [self.hello(organization)]):
-            heard[service_pb2.PeerMessage.FromString(raw).WhichOneof("message") or ""] = raw
+            for message in unbundled(service_pb2.PeerMessage.FromString(raw)):
+                heard[message.WhichOneof("message") or ""] = message.SerializeToString()
             if kinds <= heard.keys():
                 break
         return heard
@@ -177,7 +179,10 @@ def originals(target: Target) -> list[bytes]:
         service_pb2.PeerMessage(neighbours=service_pb2.Neighbours(organizations=["north", "x" * 99])),
         service_pb2.PeerMessage(step=service_pb2.RoundStep(height=2**63, round=2**31, step=99)),
     ]
-    return [*by_kind.values(), *(message.SerializeToString() for message in made)]
+    singly = [*by_kind.values(), *(message.SerializeToString() for message in made)]
+    bundle = service_pb2.PeerMessage(bundle=service_pb2.Bundle(messages=singly))
+    nested = service_pb2.PeerMessage(bundle=service_pb2.Bundle(messages=[bundle.SerializeToString()]))
+    return [*singly, bundle.SerializeToString(), nested.SerializeToString()]
 
 
 def reframed(raw: bytes, inner: bytes) -> bytes:
@@ -190,6 +195,8 @@ def reframed(raw: bytes, inner: bytes) -> bytes:
         message.block.block = inner
     elif kind == "txs":
         message.txs.txs.append(inner)
+    elif kind == "bundle":
+        message.bundle.messages.append(inner)
     return message.SerializeToString()
 
 

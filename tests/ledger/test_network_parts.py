@@ -15,7 +15,7 @@ from talkoo_ledger.asks import Asks
 from talkoo_ledger.intake import PACE_BURST_S, PACE_BYTES_PER_S, PACE_MESSAGES_PER_S, Pace
 from talkoo_ledger.peers import RELAYS, Mesh
 from talkoo_ledger.settings import LedgerSettings, Peer
-from talkoo_ledger.streams import QUEUE_BYTES, QUEUE_MESSAGES, Stream
+from talkoo_ledger.streams import BUNDLE_BYTES, BUNDLE_MESSAGES, PAUSE_S, QUEUE_BYTES, QUEUE_MESSAGES, Stream, unbundled
 
 from talkoo_core.errors import Conflict, InvalidInput, Unavailable
 from talkoo_runtime.clock import SystemClock
@@ -206,6 +206,36 @@ async def test_what_waits_for_a_slow_peer_is_bounded() -> None:
     assert stream.queued * 1024 * 1024 == QUEUE_BYTES
     stream.close()
     assert [message async for message in stream.outgoing()] == []
+
+
+async def test_what_waits_together_leaves_together_and_nobody_hurries_for_transactions() -> None:
+    stream = Stream("peer", dialed=True)
+    txs = service_pb2.PeerMessage(txs=service_pb2.TxBatch(txs=[b"t"]))
+    large = service_pb2.PeerMessage(block=service_pb2.BlockData(block=bytes(BUNDLE_BYTES + 1)))
+    sent = stream.outgoing()
+    loop = asyncio.get_running_loop()
+    stream.send(txs)
+    assert await anext(sent) == txs  # nothing left just before
+    alone = asyncio.ensure_future(anext(sent))
+    await asyncio.sleep(0)  # the stream asks for the next as soon as one is written
+    began_s = loop.time()
+    stream.send(txs)
+    assert await alone == txs
+    assert loop.time() - began_s > PAUSE_S / 2
+    for message in (txs, VOTE, large, VOTE, *[VOTE] * BUNDLE_MESSAGES):
+        stream.send(message)
+    first, second, third, fourth = [list(unbundled(await anext(sent))) for _ in range(4)]
+    assert (first, second, third, fourth) == ([txs, VOTE], [large], [VOTE] * BUNDLE_MESSAGES, [VOTE])
+    assert stream.queued == 0
+
+
+@pytest.mark.parametrize(
+    ("messages", "code"), [([b"\x0a\xff"], "malformed"), ([b""] * (BUNDLE_MESSAGES + 1), "too_many_messages")]
+)
+def test_a_bundle_that_no_peer_makes_is_refused(messages: list[bytes], code: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        unbundled(service_pb2.PeerMessage(bundle=service_pb2.Bundle(messages=messages)))
+    assert refused.value.code == code
 
 
 async def test_a_question_has_one_answer_in_time_of_the_right_kind() -> None:

@@ -27,7 +27,8 @@ SPREAD_FIRST_S = 0.005
 SPREAD_EVERY_S = 0.05
 """Batches follow each other no sooner: under load they grow instead of multiplying."""
 SPREAD_PEERS = 4
-"""With more peers the batches follow each other more slowly: messages grow with the peers, not with their square."""
+"""With more peers the pause grows with their square, so that a node has no more to send and to read."""
+SPREAD_AT_LEAST_EVERY_S = 1.0
 TX_BATCH_BYTES = 1024 * 1024
 
 
@@ -61,7 +62,8 @@ class Gossip:
         if self._mempool.add(data, tx_hash):
             if not self._outgoing:
                 loop = asyncio.get_running_loop()
-                pause_s = SPREAD_EVERY_S * max(1.0, len(self._mesh.streams) / SPREAD_PEERS)
+                crowd = max(1.0, len(self._mesh.streams) / SPREAD_PEERS)
+                pause_s = min(SPREAD_EVERY_S * crowd * crowd, SPREAD_AT_LEAST_EVERY_S)
                 loop.call_later(max(SPREAD_FIRST_S, self._sent_at_s + pause_s - loop.time()), self._spread)
             self._outgoing.append(data)
             self._work()

@@ -68,7 +68,7 @@ log = logging.getLogger(__name__)
 
 BATCH = 256
 TICK_S = 0.25
-TICK_PEERS = 8
+TICK_PEERS = 4
 """With more peers than this the ticks are rarer."""
 PROPOSE_TIMEOUT_MS = 3_000
 PROPOSE_SPARE_MS = 2_000

@@ -24,7 +24,7 @@ from talkoo_core.errors import Conflict, Exhausted, InvalidInput, TalkooError, U
 from talkoo_ledger.addresses import MAX_SHARED, AddressBook, check_endpoint
 from talkoo_ledger.asks import Asks
 from talkoo_ledger.settings import LedgerSettings
-from talkoo_ledger.streams import Stream
+from talkoo_ledger.streams import Stream, unbundled
 from talkoo_runtime.clock import Clock
 from talkoo_runtime.grpc_client import error_from_rpc, member_channel
 
@@ -246,7 +246,8 @@ class Mesh:
                     return
                 if message is None:
                     raise InvalidInput(f"{stream.organization} sent bytes that are no message", code="malformed")
-                await self._node.receive(stream.organization, message)
+                for each in unbundled(message):
+                    await self._node.receive(stream.organization, each)
         finally:
             stream.close()
 

@@ -711,6 +711,7 @@ class PeerMessage(_message.Message):
     ASK_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
     proposal: _builtins.bytes
     """CometBFT encoding of the signed proposal"""
     vote: _builtins.bytes
@@ -731,6 +732,10 @@ class PeerMessage(_message.Message):
     def ask(self) -> Global___Ask: ...
     @_builtins.property
     def answer(self) -> Global___Answer: ...
+    @_builtins.property
+    def bundle(self) -> Global___Bundle:
+        """what waited together, in order"""
+
     def __init__(
         self,
         *,
@@ -744,16 +749,39 @@ class PeerMessage(_message.Message):
         ask: Global___Ask | None = ...,
         answer: Global___Answer | None = ...,
         evidence: _builtins.bytes = ...,
+        bundle: Global___Bundle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "ask", b"ask", "block", b"block", "evidence", b"evidence", "hello", b"hello", "message", b"message", "neighbours", b"neighbours", "proposal", b"proposal", "step", b"step", "txs", b"txs", "vote", b"vote"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "ask", b"ask", "block", b"block", "bundle", b"bundle", "evidence", b"evidence", "hello", b"hello", "message", b"message", "neighbours", b"neighbours", "proposal", b"proposal", "step", b"step", "txs", b"txs", "vote", b"vote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "ask", b"ask", "block", b"block", "evidence", b"evidence", "hello", b"hello", "message", b"message", "neighbours", b"neighbours", "proposal", b"proposal", "step", b"step", "txs", b"txs", "vote", b"vote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "ask", b"ask", "block", b"block", "bundle", b"bundle", "evidence", b"evidence", "hello", b"hello", "message", b"message", "neighbours", b"neighbours", "proposal", b"proposal", "step", b"step", "txs", b"txs", "vote", b"vote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "proposal", "block", "vote", "txs", "step", "neighbours", "ask", "answer", "evidence"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "proposal", "block", "vote", "txs", "step", "neighbours", "ask", "answer", "evidence", "bundle"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___PeerMessage: _TypeAlias = PeerMessage  # noqa: Y015
+
+@_typing.final
+class Bundle(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """PeerMessages; no bundle among them"""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bundle: _TypeAlias = Bundle  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):
