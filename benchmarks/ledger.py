@@ -35,7 +35,7 @@ from talkoo_consensus.encoding import decode_block
 from talkoo_ledger.genesis import Genesis, GenesisAccount, GenesisOrganization, default_params
 
 from talkoo_core.amounts import UTLK_PER_TLK
-from talkoo_core.errors import TalkooError
+from talkoo_core.errors import TalkooError, Unavailable
 from talkoo_core.ids import address_of_key
 from talkoo_core.signing import PrivateKey
 from talkoo_runtime.grpc_client import error_from_rpc
@@ -51,6 +51,7 @@ SEND_S = 60.0
 REMIND_S = 10.0
 START_S = 120.0
 TICK_S = 0.01
+UNAVAILABLE_PAUSE_S = 0.2
 MOST_AT_ONCE = 250
 IDLE_PAUSE_S = 0.5
 FEE_UTLK = 100
@@ -156,7 +157,13 @@ class Load:
             try:
                 response = await stub.BroadcastMany(request, timeout=SEND_S, wait_for_ready=True)
             except grpc.aio.AioRpcError as error:
-                raise SystemExit(f"a ledger node does not take transfers: {error_from_rpc(error)}") from error
+                trouble = error_from_rpc(error)
+                if not isinstance(trouble, Unavailable):
+                    raise SystemExit(f"a ledger node does not take transfers: {trouble}") from error
+                self.tally.sent_again += len(batch)  # it has too much to do; the delay counts
+                queue.extendleft(reversed(batch))
+                await asyncio.sleep(UNAVAILABLE_PAUSE_S)
+                continue
             if response.refused:
                 self._send_again(queue, batch, response.refused)
                 await asyncio.sleep(TICK_S)
