@@ -8,8 +8,9 @@ import click
 
 from talkoo.commands.group import Command, Session
 from talkoo.commands.listing import format_option
+from talkoo_core.errors import Conflict, InvalidInput
 
-ACTIONS = ("list", "apply", "approve", "rotate-key", "leave")
+ACTIONS = ("list", "new-key", "apply", "approve", "rotate-key", "leave")
 
 
 @click.command(cls=Command)
@@ -33,12 +34,13 @@ def member(
 ) -> None:
     """List members, join, or leave.
 
-    ACTION is list, apply, approve, rotate-key or leave; NAME is the organization. All but list are signed with the
-    organization owner's key.
+    ACTION is list, new-key, apply, approve, rotate-key or leave; NAME is the organization (new-key: the file to make).
+    The last four are signed with the organization owner's key.
 
     \b
     Examples:
       talkoo member
+      talkoo member new-key consensus.key
       talkoo member apply north --consensus-key consensus.key --scheduler tlk1… --validator tlk1…
       talkoo member approve north
       talkoo member rotate-key north --consensus-key new.key
@@ -48,19 +50,24 @@ def member(
         _list(session, form)
         return
     if not name:
-        raise click.UsageError(f"name the organization: talkoo member {action} NAME")
+        what = "file" if action == "new-key" else "organization"
+        raise InvalidInput(f"name the {what}: talkoo member {action} NAME")
     from talkoo.membership import Membership
     from talkoo_runtime.keys import load_key
+
+    if action == "new-key":
+        _new_key(Path(name))
+        return
 
     client = session.client()
     membership = Membership(client.core)
     if action == "apply":
         if consensus_key is None or not scheduler or not validator:
-            raise click.UsageError("apply takes --consensus-key, --scheduler and --validator")
+            raise InvalidInput("apply takes --consensus-key, --scheduler and --validator")
         result = client.run(membership.apply(name, load_key(consensus_key), scheduler, validator))
     elif action == "rotate-key":
         if consensus_key is None:
-            raise click.UsageError("rotate-key takes --consensus-key, the key that will vote")
+            raise InvalidInput("rotate-key takes --consensus-key, the key that will vote")
         result = client.run(membership.rotate_key(name, load_key(consensus_key)))
     elif action == "approve":
         result = client.run(membership.approve(name))
@@ -75,6 +82,16 @@ def member(
         "leave": f"{name} has left; its stake comes back when unbonding is over",
     }
     click.echo(f"{said[action]} (block {result.height}, transaction {result.hash.hex()})")
+
+
+def _new_key(path: Path) -> None:
+    from talkoo_runtime.keys import address_of, create_key
+
+    try:
+        key = create_key(path)
+    except FileExistsError:
+        raise Conflict(f"{path} exists already; a key is never overwritten, name another file") from None
+    click.echo(f"{path} holds a new key, readable by you only; its address is {address_of(key)}")
 
 
 def _list(session: Session, form: str) -> None:

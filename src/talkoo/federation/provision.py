@@ -107,6 +107,8 @@ class _Provisioner:
         services = [service for o in self.plan.organizations for service in self.organization_services(o)]
         for index, user in enumerate(self.plan.users):
             self.write_user(user, default=index == 0)
+        for organization in self.plan.organizations:
+            self.write_owner(organization)
         etcd = self.home / "etcd"
         first = self.plan.organizations[0].name
         self.certify(etcd, first, "etcd", "etcd")
@@ -264,22 +266,35 @@ class _Provisioner:
     def write_user(self, user: UserPlan, *, default: bool) -> None:
         """A user's key, certificate and profile; the first user's profile is also the home's own."""
         self.user_key(user)
-        folder = self.home / "users" / user.name
-        self.certify(folder, user.organization, "user", user.name)
         organization = next(o for o in self.plan.organizations if o.name == user.organization)
+        folder = self.home / "users" / user.name
+        profile = self.write_profile(user.name, organization, folder / "account.key")
+        if default:
+            write_atomic(self.home / PROFILE_FILE, profile)
+
+    def write_owner(self, organization: OrganizationPlan) -> None:
+        """Whoever owns an organization acts `--as` its name, with the owner's key."""
+        if all(user.name != organization.name for user in self.plan.users):
+            key = self.organization_folder(organization.name) / "keys" / "owner.key"
+            self.write_profile(organization.name, organization, key)
+
+    def write_profile(self, name: str, organization: OrganizationPlan, account_key: Path) -> bytes:
+        """Certificate and profile of somebody who speaks to this organization's gateway; returns the profile."""
+        folder = self.home / "users" / name
+        self.certify(folder, organization.name, "user", name)
         profile = {
             "federation": self.plan.name,
-            "organization": user.organization,
+            "organization": organization.name,
             "gateway": f"{HOST}:{organization.gateway_port}",
             "http": f"https://{HOST}:{organization.http_port}",
             "trust_bundle": str(self.trust),
             "certificate": str(folder / CERTIFICATE_FILE),
             "private_key": str(folder / KEY_FILE),
-            "account_key": str(folder / "account.key"),
+            "account_key": str(account_key),
         }
-        write_atomic(folder / PROFILE_FILE, _toml(profile).encode())
-        if default:
-            write_atomic(self.home / PROFILE_FILE, _toml(profile).encode())
+        content = _toml(profile).encode()
+        write_atomic(folder / PROFILE_FILE, content)
+        return content
 
 
 def _key(path: Path) -> PrivateKey:

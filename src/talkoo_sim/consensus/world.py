@@ -19,6 +19,7 @@ from talkoo_consensus.chain import ChainState, genesis_state
 from talkoo_consensus.driver import Driver, VoteReceived
 from talkoo_consensus.validators import Validator, ValidatorSet
 from talkoo_ledger.conversation import FromPeer
+from talkoo_ledger.divergence import Diverged
 from talkoo_ledger.node import Item
 
 from talkoo_core.errors import Corrupt
@@ -222,6 +223,12 @@ class World:
                 replica.take_all(what)
         except PowerCut:
             self._crash(machine)
+        except Diverged as diverged:
+            # A liar's copy that was told the other story of a fork; honest ones on two sides are a fork to the judge.
+            if machine.honest or not self.scenario.over:
+                raise
+            self._note(machine.index, f"halts: {diverged.code}")
+            machine.dead, machine.replica = True, None
 
     # -- machines ----------------------------------------------------------------------------------------------------
 
