@@ -103,9 +103,10 @@ FOUND_AT = {
     "old-polka": 60,
     "forget-valid": 73,
     "skip-for-anybody": 504,
-    "future-polka": 567,
 }
 """The first seed of four validators that each mistake breaks. Other events, other seeds: `--plant` finds them anew."""
+NOT_FOUND = {"future-polka"}
+"""In a thousand seeds of four validators; docs/simulation.md says so, too."""
 NEAR = 12
 
 
@@ -119,4 +120,4 @@ def test_a_planted_mistake_is_found_within_a_thousand_seeds(mistake: str) -> Non
 
 
 def test_every_mistake_that_can_be_planted_is_looked_for() -> None:
-    assert set(FOUND_AT) == set(MISTAKES)
+    assert set(FOUND_AT) | NOT_FOUND == set(MISTAKES)

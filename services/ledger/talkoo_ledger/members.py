@@ -212,7 +212,9 @@ def _own(state: State, name: str, sender: str) -> Organization:
     if organization is None or organization.left_height:
         raise NotFound(f"there is no member {name!r}", code="unknown_organization")
     if organization.owner != sender:
-        raise PermissionDenied(f"{name} is its owner's, not {sender}'s", code="not_your_organization")
+        raise PermissionDenied(
+            f"{name} is its owner's, not {sender}'s; sign with the owner's key", code="not_your_organization"
+        )
     return organization
 
 
