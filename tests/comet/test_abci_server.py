@@ -90,6 +90,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     await served.server.start()
     yield served
     await served.close()
+    assert not served.server.path.parent.exists()
 
 
 def init_chain(genesis: Genesis, **changes: Any) -> abci_pb2.InitChainRequest:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from pathlib import Path
 
 import msgspec
@@ -44,22 +46,58 @@ def store(tmp_path: Path) -> FolderBlobStore:
 async def test_cache_serves_without_the_store_and_mends_a_damaged_file(store: FolderBlobStore, tmp_path: Path) -> None:
     digest = await store.put(b"weights")
     cache = BlobCache(store, tmp_path / "cache", max_bytes=100)
-    path = (await cache.fetch([digest]))[digest]
-    path.write_bytes(b"damaged")
-    assert (await cache.fetch([digest]))[digest].read_bytes() == b"weights"
+    async with cache.hold([digest]) as paths:
+        paths[digest].write_bytes(b"damaged")
+    async with cache.hold([digest]) as paths:
+        assert paths[digest].read_bytes() == b"weights"
     await store.delete(digest)
-    assert (await cache.fetch([digest]))[digest].read_bytes() == b"weights"
+    async with cache.hold([digest]) as paths:
+        assert paths[digest].read_bytes() == b"weights"
 
 
 async def test_cache_drops_the_least_recently_used_beyond_its_bound(store: FolderBlobStore, tmp_path: Path) -> None:
     digests = [await store.put(bytes([number]) * 40) for number in range(4)]
     cache = BlobCache(store, tmp_path / "cache", max_bytes=100)
     for digest in digests:
-        await cache.fetch([digest])
+        async with cache.hold([digest]):
+            pass
     kept = {path.name for path in (tmp_path / "cache").iterdir()}
     assert len(kept) == 2
     assert digests[-1] in kept
-    assert len(await cache.fetch(digests)) == 4  # what one audit needs stays, whatever the bound
+
+
+async def test_what_an_audit_holds_stays_whatever_the_bound(store: FolderBlobStore, tmp_path: Path) -> None:
+    digests = [await store.put(bytes([number]) * 40) for number in range(6)]
+    cache = BlobCache(store, tmp_path / "cache", max_bytes=100)
+    async with cache.hold(digests[:4]) as first:
+        async with cache.hold(digests[3:]):
+            pass
+        assert all(path.is_file() for path in first.values())
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+async def test_audits_at_the_same_time_do_not_take_each_others_files(store: FolderBlobStore, tmp_path: Path) -> None:
+    """A file that another audit is writing, or has just dropped, is nobody else's fault."""
+    digests = [await store.put(bytes([number]) * 4000) for number in range(12)]
+    cache = BlobCache(store, tmp_path / "cache", max_bytes=9000)
+
+    async def audit(number: int) -> None:
+        for turn in range(10):
+            needed = [digests[(number + turn + step) % 12] for step in range(3)]
+            async with cache.hold(needed) as paths:
+                for digest, path in paths.items():
+                    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+    await asyncio.gather(*map(audit, range(8)))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+async def test_what_a_killed_process_left_half_written_is_removed(store: FolderBlobStore, tmp_path: Path) -> None:
+    left = tmp_path / "cache" / f".{'ab' * 32}.c57793be.part"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    BlobCache(store, tmp_path / "cache", max_bytes=100)
+    assert not left.exists()
 
 
 async def test_a_missing_blob_and_a_wrong_one_are_told_after_bounded_attempts(
@@ -68,7 +106,7 @@ async def test_a_missing_blob_and_a_wrong_one_are_told_after_bounded_attempts(
     digest = await store.put(b"weights")
     cache = BlobCache(store, tmp_path / "cache", max_bytes=100, pause_s=0.001)
     with pytest.raises(NotFound):
-        await cache.fetch(["ab" * 32])
+        await cache.hold(["ab" * 32]).__aenter__()
     (tmp_path / "store" / digest[:2] / digest[2:4] / digest).write_bytes(b"other")
     with pytest.raises(Corrupt):
-        await cache.fetch([digest])
+        await cache.hold([digest]).__aenter__()

@@ -216,15 +216,15 @@ class AuditDesk:
         """The verdict and one line about it; no verdict when this validator itself is not able to give one."""
         folder = self._work / f"{segment.task_id}-{segment.attempt}-{segment.segment}"
         try:
-            paths = await self._cache.fetch(needs_of(spec, segment).all())
-            data = await asyncio.to_thread(_lay_out, folder, spec, paths)
-            order = order_of(spec, segment, folder / "code", data, paths)
-            found = await self._child.compute(order)
+            async with self._cache.hold(needs_of(spec, segment).all()) as paths:
+                data = await asyncio.to_thread(_lay_out, folder, spec, paths)
+                found = await self._child.compute(order_of(spec, segment, folder / "code", data, paths))
             if isinstance(found, Failed):
                 return _verdict_of_failure(segment, found)
             verdict = verdict_of(segment, found)
             if verdict.available and all(finding.honest for finding in verdict.findings):
-                await self._cache.fetch([found.params_sha256, found.optimizer_sha256])
+                async with self._cache.hold([found.params_sha256, found.optimizer_sha256]):
+                    pass  # whoever goes on from here can have them
             return verdict, _summary(verdict, found)
         except (NotFound, Corrupt, InvalidInput) as error:
             return unavailable_verdict(segment, error.message), f"not available: {error.message}"

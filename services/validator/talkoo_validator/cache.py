@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from talkoo_core.errors import Corrupt, NotFound
@@ -18,25 +20,41 @@ READ_BYTES = 1 << 20
 
 
 class BlobCache:
-    """Files named by SHA-256 in one folder; the least recently used go when the bound is passed."""
+    """Files named by SHA-256 in one folder; the least recently used go when the bound is passed.
+
+    Several audits share it: what any of them holds stays, whatever the bound.
+    """
 
     def __init__(self, store: BlobStore, folder: Path, max_bytes: int, pause_s: float = FETCH_PAUSE_S) -> None:
         self._store = store
         self._folder = folder
         self._max_bytes = max_bytes
         self._pause_s = pause_s
+        self._held: Counter[str] = Counter()
+        self._changing = asyncio.Lock()
         folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(".*.part"):  # of a process that was killed
+            unfinished.unlink()
 
-    async def fetch(self, digests: Iterable[str]) -> dict[str, Path]:
-        """Verified files of all these blobs. Raises NotFound or Corrupt naming the first that cannot be had.
+    @asynccontextmanager
+    async def hold(self, digests: Iterable[str]) -> AsyncIterator[dict[str, Path]]:
+        """Verified files of all these blobs, which stay until the block is left.
 
-        A blob that is absent or does not fit its hash is asked for `FETCH_ATTEMPTS` times, in case it is on its way.
-        Unavailable and Exhausted (our own store, our own disk) are passed on at once.
+        Raises NotFound or Corrupt naming the first that cannot be had. A blob that is absent or does not fit its hash
+        is asked for `FETCH_ATTEMPTS` times, in case it is on its way. Unavailable and Exhausted (our own store, our
+        own disk) are passed on at once.
         """
         wanted = list(dict.fromkeys(digests))
-        paths = {digest: await self._one(digest) for digest in wanted}
-        await asyncio.to_thread(self._shrink, set(wanted))
-        return paths
+        async with self._changing:  # nothing is dropped between being held and being looked for
+            self._held.update(wanted)
+        try:
+            paths = {digest: await self._one(digest) for digest in wanted}
+            await self._tidy()
+            yield paths
+        finally:
+            self._held.subtract(wanted)
+            self._held = +self._held
+            await self._tidy()
 
     async def _one(self, digest: str) -> Path:
         path = self._folder / digest
@@ -54,20 +72,20 @@ class BlobCache:
             pause *= 2
         raise AssertionError("the last attempt returns or raises")
 
-    def _shrink(self, kept: set[str]) -> None:
-        """Drop least recently used files until the bound holds; `kept` stay."""
-        files = sorted((path for path in self._folder.iterdir() if path.is_file()), key=lambda path: _used_at(path))
-        total = sum(path.stat().st_size for path in files)
-        for path in files:
+    async def _tidy(self) -> None:
+        async with self._changing:
+            await asyncio.to_thread(self._shrink, frozenset(self._held))
+
+    def _shrink(self, held: frozenset[str]) -> None:
+        """Drop least recently used blobs until the bound holds. Another audit's unfinished file is left to it."""
+        blobs = [(path, path.stat()) for path in self._folder.iterdir() if not path.name.startswith(".")]
+        total = sum(state.st_size for _, state in blobs)
+        for path, state in sorted(blobs, key=lambda blob: blob[1].st_mtime_ns):
             if total <= self._max_bytes:
                 return
-            if path.name not in kept:
-                total -= path.stat().st_size
+            if path.name not in held:
+                total -= state.st_size
                 path.unlink()
-
-
-def _used_at(path: Path) -> float:
-    return path.stat().st_mtime
 
 
 def _fits(path: Path, digest: str) -> bool:
@@ -80,7 +98,6 @@ def _fits(path: Path, digest: str) -> bool:
     except FileNotFoundError:
         return False
     if state.hexdigest() != digest:
-        path.unlink()
         return False
     os.utime(path)
     return True

@@ -62,6 +62,9 @@ class AbciServer:
         for connection in list(self._connections):
             connection.close()
         self.path.unlink(missing_ok=True)
+        folder = self.path.parent
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # it may lie in the temporary folder, where nobody else would tidy up
 
     def join(self, connection: _Connection) -> bool:
         if len(self._connections) >= MAX_CONNECTIONS:
