@@ -8,7 +8,8 @@ from typing import NoReturn
 import pytest
 
 from talkoo_core.errors import NotFound
-from talkoo_sim.cometbft import cometbft_binary, find_go
+from talkoo_sim.cometbft import cometbft_binary
+from talkoo_sim.go_tools import find_go
 
 _not_run: dict[str, str] = {}
 """Tests that lacked something, and what."""

@@ -8,9 +8,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES: dict[str, list[str]] = {
-    "slim.txt": [],
-    "run.txt": ["--extra", "all", "--group", "build"],
-    "dev.txt": ["--extra", "all", "--group", "dev"],
+    "slim.txt": ["pyproject.toml"],
+    "run.txt": ["pyproject.toml", "--extra", "all", "--group", "build"],
+    "dev.txt": ["pyproject.toml", "--extra", "all", "--group", "dev"],
+    "train.txt": ["pyproject.toml", "--extra", "train"],
+    "build.txt": ["--group", "build"],
+    "storage.txt": ["--group", "storage"],
 }
 COMMON = [
     "--universal",
@@ -29,14 +32,14 @@ def compile_lock(name: str, out: Path, *, upgrade: bool) -> None:
     """Write one lock; without `upgrade` the versions already in `out` are kept where they still fit."""
     uv = Path(sys.executable).parent / "uv"
     constraint = [] if name == "dev.txt" else ["--constraint", str(ROOT / "requirements" / "dev.txt")]
-    command = [str(uv), "pip", "compile", "pyproject.toml", *FILES[name], *COMMON, *constraint, "-o", str(out)]
+    command = [str(uv), "pip", "compile", *FILES[name], *COMMON, *constraint, "-o", str(out)]
     if upgrade:
         command.append("--upgrade")
     subprocess.run(command, check=True, cwd=ROOT)
 
 
 def main() -> int:
-    for name in ("dev.txt", "run.txt", "slim.txt"):
+    for name in ("dev.txt", *(name for name in FILES if name != "dev.txt")):
         print(f"compiling requirements/{name}")
         compile_lock(name, ROOT / "requirements" / name, upgrade=name == "dev.txt")
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from talkoo_api.validator.v1 import validator_pb2
 from talkoo.answers import Answer, check_answer
 from talkoo.names import resolve
 from talkoo.profile import Profile, load_profile
-from talkoo.submission import Prepared, check_means, prepare
+from talkoo.submission import Prepared, check_means, count_here, has_torch, prepare
 from talkoo.task_trace import task_trace
 from talkoo.taskfile import TaskFile, canonical_json, read_task_file, read_task_mapping
 from talkoo_core.amounts import format_tlk
@@ -35,6 +35,7 @@ from talkoo_runtime.ledger_client import LedgerClient
 
 READ_TIMEOUT_S = 15.0
 BLOB_TIMEOUT_S = 300.0
+COUNT_TIMEOUT_S = 200.0
 INFER_TIMEOUT_S = 140.0
 """The gateway gives up a little earlier."""
 INFER_PATIENCE_S = 30.0
@@ -52,13 +53,19 @@ class AsyncClient:
     """A user's connection to the gateway of an organization.
 
     Give a `home` (and a `user` in it), a `Profile`, or nothing: then the home is found as the command line finds it.
+    `key`: the account's, where it is not read from the profile's key file.
     """
 
     def __init__(
-        self, home: str | Path | None = None, *, user: str | None = None, profile: Profile | None = None
+        self,
+        home: str | Path | None = None,
+        *,
+        user: str | None = None,
+        profile: Profile | None = None,
+        key: PrivateKey | None = None,
     ) -> None:
         self.profile = profile if profile is not None else load_profile(home, user)
-        self._key: PrivateKey | None = None
+        self._key = key
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
         self._ledger: LedgerClient | None = None
@@ -204,10 +211,12 @@ class AsyncClient:
             if to_height and block.height >= to_height:
                 return
 
-    async def send(self, message: Any, memo: str = "") -> service_pb2.TxResult:
+    async def send(
+        self, message: Any, memo: str = "", record: Callable[[bytes], Awaitable[None]] | None = None
+    ) -> service_pb2.TxResult:
         """Sign any transaction, send it and wait until it is final. Raises the ledger's typed error."""
         try:
-            return await self.ledger.submit(message, memo=memo)
+            return await self.ledger.submit(message, memo=memo, record=record)
         except NotFound as error:
             if error.message and "account" not in error.message:
                 raise
@@ -264,18 +273,45 @@ class AsyncClient:
     async def prepare(
         self, task: str | Path | Mapping[str, Any] | TaskFile, flops_per_sample: int | None = None
     ) -> Prepared:
-        """Check a task file (or the same as a dict) and everything that it names; sends nothing."""
+        """Check a task file (or the same as a dict) and everything that it names; no money moves.
+
+        Operations of one sample are counted here where torch is, else by the organization's validator, which gets the
+        program and the data for it.
+        """
         folder = Path()
         if isinstance(task, str | Path):
             folder = Path(task).parent
             task = read_task_file(Path(task))
         elif not isinstance(task, TaskFile):
             task = read_task_mapping(task)
-        return await prepare(task, folder, flops_per_sample)
+        return await self.prepare_in(task, folder, flops_per_sample)
 
-    async def create_task(self, prepared: Prepared) -> str:
+    async def prepare_in(self, task: TaskFile, folder: Path, flops_per_sample: int | None = None) -> Prepared:
+        """The same for a checked task whose paths are relative to `folder`."""
+
+        async def given(_task: TaskFile, _code: bytes, _data: Path) -> int:
+            assert flops_per_sample is not None
+            return flops_per_sample
+
+        if flops_per_sample is not None:
+            return await prepare(task, folder, given)
+        return await prepare(task, folder, count_here if has_torch() else self._count_there)
+
+    async def _count_there(self, task: TaskFile, code: bytes, data: Path) -> int:
+        request = validator_pb2.CountFlopsRequest(
+            code_sha256=await self.put_blob(code),
+            data_sha256=await self.put_blob(data),
+            data_name=data.name,
+            module=task.module,
+            config_json=task.config_json,
+        )
+        answer = await translated(self.stub.CountFlops(request, timeout=COUNT_TIMEOUT_S))
+        return int(answer.flops_per_sample)
+
+    async def create_task(self, prepared: Prepared, record: Callable[[bytes], Awaitable[None]] | None = None) -> str:
         """Upload, pay into escrow, and wait until the task stands on the ledger; returns its id.
 
+        `record` gets the signed transaction before it is sent (`LedgerClient.submit`).
         Raises InsufficientFunds before anything is uploaded when the account or the budget is too small.
         """
         params = await self.params()
@@ -288,7 +324,7 @@ class AsyncClient:
             await self._upload(prepared.code, prepared.spec.code.sha256)
             await self._upload(prepared.data, prepared.spec.data.sha256)
             message = tx_pb2.CreateTask(spec=prepared.spec, escrow_utlk=prepared.budget_utlk)
-            return str((await self.send(message, memo)).born_id)
+            return str((await self.send(message, memo, record)).born_id)
 
     async def _upload(self, content: bytes | Path, wanted: str) -> None:
         if await self.put_blob(content) != wanted:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.util
-import json
 import re
-import sys
-import tempfile
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +18,14 @@ from talkoo_api.ledger.v1 import state_pb2, tx_pb2
 from talkoo.program_check import check_program
 from talkoo.taskfile import TaskFile
 from talkoo_core.amounts import PPM, format_tlk
-from talkoo_core.errors import FAMILIES, Exhausted, Failed, InsufficientFunds, InvalidInput, NotFound, error_of
-from talkoo_runtime.bundle import pack_folder, unpack
+from talkoo_core.errors import Exhausted, InsufficientFunds, InvalidInput, NotFound
+from talkoo_runtime.bundle import pack_folder
+from talkoo_runtime.flop_count import count_flops
 
 MAX_DATA_BYTES = 256 * 1024 * 1024
 """The gateway takes no larger blob."""
-COUNT_TIMEOUT_S = 120.0
 HASH_CHUNK_BYTES = 1 << 20
 FLOPS_PER_GFLOP = 10**9
-MAX_CHILD_ERROR = 1000
 _DATA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 """What the ledger takes as `data_name`."""
 
@@ -63,11 +60,17 @@ def hash_file(path: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-async def prepare(task: TaskFile, folder: Path, flops_per_sample: int | None = None) -> Prepared:
-    """Check and pack a task whose paths are relative to `folder`.
+Count = Callable[[TaskFile, bytes, Path], Awaitable[int]]
+"""Operations of one sample of a program (packed) on a data file."""
 
-    `flops_per_sample` is counted by running the module once in a child process where it is not given; that needs torch.
-    """
+
+async def count_here(task: TaskFile, code: bytes, data: Path) -> int:
+    """By running the module once in a child process, which needs torch."""
+    return await count_flops(code, data, task.module, task.config_json)
+
+
+async def prepare(task: TaskFile, folder: Path, count: Count = count_here) -> Prepared:
+    """Check and pack a task whose paths are relative to `folder`."""
     program = (folder / task.program_path).resolve()
     data = (folder / task.data_path).resolve()
     check_program(program, task.module)
@@ -84,8 +87,7 @@ async def prepare(task: TaskFile, folder: Path, flops_per_sample: int | None = N
             code="data_hash",
         )
     code = await asyncio.to_thread(pack_folder, program, frozenset({data}))
-    if flops_per_sample is None:
-        flops_per_sample = await count_flops(task, code, data)
+    flops_per_sample = await count(task, code, data)
     spec = tx_pb2.TaskSpec(
         name=task.name,
         mode=task.mode,
@@ -113,54 +115,9 @@ async def prepare(task: TaskFile, folder: Path, flops_per_sample: int | None = N
     return Prepared(spec=spec, code=code, data=data, budget_utlk=task.budget_utlk)
 
 
-async def count_flops(task: TaskFile, code: bytes, data: Path) -> int:
-    """Operations of one sample, counted by a child on exactly the packed program: a file left out of it shows now."""
-    if importlib.util.find_spec("torch") is None:
-        raise InvalidInput(
-            "counting the operations of the model needs torch: pip install 'talkoo[train]', "
-            "or give the number with --flops-per-sample",
-            code="torch_missing",
-        )
-    with tempfile.TemporaryDirectory(prefix="talkoo-count-") as folder:
-        await asyncio.to_thread(unpack, code, Path(folder))
-        command = [sys.executable, "-m", "talkoo_agent.trainer", "--count-flops", folder, "--module", task.module]
-        command += ["--config", task.config_json, "--data", str(data)]
-        return _counted(*await _run_child(command))
-
-
-async def _run_child(command: list[str]) -> tuple[int, bytes, bytes]:
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), COUNT_TIMEOUT_S)
-    except TimeoutError:
-        raise Failed(
-            f"the module did not finish one sample in {COUNT_TIMEOUT_S:.0f} s; make open_data and the first batch "
-            "quicker, or give the number with --flops-per-sample",
-            code="count_timeout",
-        ) from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode or 0, out, err
-
-
-def _counted(status: int, out: bytes, err: bytes) -> int:
-    """The child's last line is `{"flops_per_sample": n}`; else its exit status is an error family's, with one line."""
-    try:
-        if status == 0:
-            return int(json.loads(out.decode().strip().splitlines()[-1])["flops_per_sample"])
-    except (ValueError, IndexError, KeyError, TypeError):
-        pass
-    families = {family.exit_status: name for name, family in FAMILIES.items()}
-    raise error_of(families.get(status, "failed"), _last_error_line(err, status), "model_raised")
-
-
-def _last_error_line(err: bytes, status: int) -> str:
-    lines = err.decode(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ")[:MAX_CHILD_ERROR] if lines else f"the module ended with status {status}"
+def has_torch() -> bool:
+    """Whether this environment can count a model's operations itself."""
+    return importlib.util.find_spec("torch") is not None
 
 
 def least_escrow_utlk(spec: tx_pb2.TaskSpec, params: state_pb2.Params) -> int:

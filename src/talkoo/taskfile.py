@@ -67,6 +67,9 @@ class TaskFile:
     licence: str
     request_price_utlk: int
     parent_version: str
+    program_config_map: str = ""
+    data_config_map: str = ""
+    """On a cluster the files are the entries of these ConfigMaps; on a laptop the paths count."""
 
 
 def canonical_json(value: object) -> str:
@@ -149,11 +152,11 @@ class _Reader:
         top = self._mapping(document, (), ("apiVersion", "kind", "metadata", "spec"))
         self._constant(top, "apiVersion", API_VERSION)
         self._constant(top, "kind", KIND)
-        metadata = self._child(top, (), "metadata", ("name",))
+        metadata = self._child(top, (), "metadata", ("name", "namespace", "labels", "annotations"))
         where = ("spec",)
         spec = self._child(top, (), "spec", _SPEC_FIELDS)
-        program = self._child(spec, where, "program", ("path", "module", "config"))
-        data = self._child(spec, where, "data", ("path", "sha256"))
+        program = self._child(spec, where, "program", ("path", "configMap", "module", "config"))
+        data = self._child(spec, where, "data", ("path", "configMap", "sha256"))
         optimizer = self._mapping(self._need(spec, where, "optimizer"), (*where, "optimizer"), None)
         nodes = self._child(spec, where, "nodes", ("min", "max", "memory"))
         model = self._child(spec, where, "model", ("name", "licence", "requestPrice", "parent"))
@@ -185,6 +188,8 @@ class _Reader:
             licence=self._text(model, (*where, "model"), "licence", "", empty=True),
             request_price_utlk=self._amount(model, (*where, "model"), "requestPrice", 0),
             parent_version=self._text(model, (*where, "model"), "parent", "", empty=True),
+            program_config_map=self._text(program, (*where, "program"), "configMap", "", empty=True),
+            data_config_map=self._text(data, (*where, "data"), "configMap", "", empty=True),
         )
         self._check_whole(task)
         return task
@@ -383,7 +388,10 @@ _SPEC_FIELDS = (
     "price",
     "auditRate",
     "model",
+    "suspend",
+    "ttlSecondsAfterFinished",
 )
+"""`suspend` and `ttlSecondsAfterFinished` are for a cluster; a laptop submits at once and keeps what it made."""
 
 
 def _shown(value: object) -> str:

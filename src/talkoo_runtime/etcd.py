@@ -7,7 +7,9 @@ transactions. Every call answers in `CALL_TIMEOUT_S` or raises Unavailable.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
+import socket
 from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +142,9 @@ class EtcdStore:
         await self.close()
 
     async def open(self) -> None:
-        self._client = Etcd3Client(self._endpoints, **self._tls)
+        """Raises Unavailable when the name of a server cannot be resolved."""
+        addresses, name = await _resolved(self._endpoints)
+        self._client = Etcd3Client(addresses, tls_server_name=name, **self._tls)
         await self._client.connect()
 
     async def close(self) -> None:
@@ -271,3 +275,28 @@ def _value(item: Any) -> Value:
 def _change(event: Any) -> Change:
     deleted = event.type == 1
     return Change(event.kv.key.decode(), None if deleted else _value(event.kv))
+
+
+async def _resolved(endpoints: list[str]) -> tuple[list[str], str | None]:
+    """Addresses, which is all that the library takes, and the name that the servers' certificates are held against.
+
+    Names are looked up once: a Service's address stays. Servers that have names must share one certificate name.
+    """
+    addresses, name = [], None
+    for endpoint in endpoints:
+        host, _, port = endpoint.rpartition(":")
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            name = name or host
+            host = await _address_of(host)
+        addresses.append(f"{host}:{port}")
+    return addresses, name
+
+
+async def _address_of(host: str) -> str:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, family=socket.AF_INET)
+    except OSError as error:
+        raise Unavailable(f"the etcd server {host} has no address: {error.strerror}", code="no_etcd") from None
+    return str(found[0][4][0])

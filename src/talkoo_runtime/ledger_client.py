@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -51,9 +51,18 @@ class LedgerClient:
         return address_of(self._key)
 
     async def submit(
-        self, message: Message, *, memo: str = "", wait: bool = True, timeout_s: float = SUBMIT_TIMEOUT_S
+        self,
+        message: Message,
+        *,
+        memo: str = "",
+        wait: bool = True,
+        timeout_s: float = SUBMIT_TIMEOUT_S,
+        record: Callable[[bytes], Awaitable[None]] | None = None,
     ) -> service_pb2.TxResult:
         """Sign, send and (by default) wait until final.
+
+        `record` gets the signed bytes before they are sent: whoever keeps them can `resume` after a crash, and nothing
+        is done twice.
 
         Raises the ledger's typed error when the transaction is refused or fails, and Unavailable when it is not final
         in `timeout_s`: its fate is then open, and only `wait_tx` with its hash can tell. The same bytes are sent again
@@ -63,6 +72,8 @@ class LedgerClient:
         for _ in range(MAX_NONCE_ATTEMPTS):
             async with self._lock:
                 signed = await self._sign_next(message, memo, deadline)
+                if record is not None:
+                    await record(signed)
                 try:
                     await self._broadcast(signed, deadline)
                 except Conflict as error:
@@ -85,6 +96,28 @@ class LedgerClient:
             f"the account's nonce changed {MAX_NONCE_ATTEMPTS} times in a row; is its key in use somewhere else?",
             code="nonce_contended",
         )
+
+    async def resume(self, signed: bytes, *, timeout_s: float = SUBMIT_TIMEOUT_S) -> service_pb2.TxResult:
+        """Bring a transaction that was signed before a crash to its end, sent or not. Raises as `submit` does.
+
+        Raises Conflict (code `superseded`) when it never was final and never can be, as its nonce went to another one:
+        what it should do may then be signed anew.
+        """
+        known = await self._final_result(transaction_hash(signed))
+        if known is not None:
+            return _checked(known)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        try:
+            await self._broadcast(signed, deadline)
+        except Conflict as error:
+            if not error.code.startswith("nonce"):
+                raise
+            known = await self._final_result(transaction_hash(signed))
+            if known is None:
+                raise Conflict("the transaction's nonce was used by another one", code="superseded") from None
+            return _checked(known)
+        self._nonce = None
+        return _checked(await self.wait_tx(transaction_hash(signed), deadline=deadline, resend=signed))
 
     async def wait_tx(
         self, tx_hash: bytes, *, timeout_s: float = SUBMIT_TIMEOUT_S, deadline: float | None = None, resend: bytes = b""

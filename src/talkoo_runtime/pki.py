@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from talkoo_core.errors import InvalidInput
 from talkoo_runtime.disk import write_atomic
 
 AUTHORITY_DAYS = 3650
@@ -65,10 +66,59 @@ def issue(
     authority: Authority, uri: str, now: datetime.datetime, hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
 ) -> tuple[bytes, bytes]:
     """A certificate (PEM, with the authority's behind it) and its key (PEM) for both ends of mutual TLS."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return _certificate(authority, key.public_key(), uri, now, hosts), _key_pem(key)
+
+
+def certificate_request(name: str) -> tuple[bytes, bytes]:
+    """A new key (PEM) and a request for a certificate of it (PEM). What the certificate says, its authority decides."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return _key_pem(key), request.public_bytes(serialization.Encoding.PEM)
+
+
+def certify(
+    authority: Authority, request_pem: bytes, uri: str, now: datetime.datetime, hosts: tuple[str, ...]
+) -> bytes:
+    """A certificate for the key of a request; nothing else of the request is taken over.
+
+    Raises InvalidInput (code `bad_certificate_request`) for what is no request, or not signed by its own EC key.
+    """
+    return _certificate(authority, _requested_key(request_pem), uri, now, hosts)
+
+
+def fits_request(certificate_pem: bytes, request_pem: bytes, host: str) -> bool:
+    """Whether a certificate is for the key of this request, and for this host."""
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return False
+    return certificate.public_key() == _requested_key(request_pem) and _host(host) in list(names)
+
+
+def _requested_key(request_pem: bytes) -> ec.EllipticCurvePublicKey:
+    try:
+        request = x509.load_pem_x509_csr(request_pem)
+    except ValueError as error:
+        raise InvalidInput(f"no certificate request: {error}", code="bad_certificate_request") from None
+    key = request.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not request.is_signature_valid:
+        raise InvalidInput("a certificate request must be signed by its own EC key", code="bad_certificate_request")
+    return key
+
+
+def _certificate(
+    authority: Authority,
+    key: ec.EllipticCurvePublicKey,
+    uri: str,
+    now: datetime.datetime,
+    hosts: tuple[str, ...],
+) -> bytes:
     issuer = x509.load_pem_x509_certificate(authority.certificate_pem)
     issuer_key = serialization.load_pem_private_key(authority.key_pem, None)
     assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
-    key = ec.generate_private_key(ec.SECP256R1())
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri), *map(_host, hosts)]
     certificate = (
         x509.CertificateBuilder()
@@ -81,7 +131,7 @@ def issue(
             )
         )
         .issuer_name(issuer.subject)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)
         .not_valid_after(now + datetime.timedelta(days=CERTIFICATE_DAYS))
@@ -94,7 +144,7 @@ def issue(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
         .sign(issuer_key, hashes.SHA256())
     )
-    return certificate.public_bytes(serialization.Encoding.PEM) + authority.certificate_pem, _key_pem(key)
+    return certificate.public_bytes(serialization.Encoding.PEM) + authority.certificate_pem
 
 
 def ensure_authority(folder: Path, organization: str) -> Authority:

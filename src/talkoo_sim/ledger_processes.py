@@ -87,7 +87,7 @@ class Ledgers:
         """What the node of `name` signs with from its next start on."""
         path = self.folder / name / "consensus.key"
         path.unlink(missing_ok=True)
-        save_key(path, key_of(key), hashlib.sha256(f"sim key {key}".encode()).digest())
+        save_key(path, hashlib.sha256(f"sim key {key}".encode()).digest())
 
     def provision(self, name: str, *seeds: str) -> None:
         """A newcomer: its folder, authority and settings, with its authority in everybody's trust bundle."""

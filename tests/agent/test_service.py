@@ -39,7 +39,7 @@ from talkoo_runtime.keys import save_key
 from talkoo_runtime.pki import ensure_authority, ensure_certificate, identity_uri, trust_bundle
 from talkoo_runtime.service_settings import ServiceSettings
 from talkoo_runtime.supervision import Background
-from talkoo_sim.ledger_chain import LedgerChain, address, key_of, make_genesis, verdict_of
+from talkoo_sim.ledger_chain import LedgerChain, address, make_genesis, verdict_of
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 DEADLINE_S = 120.0
@@ -179,7 +179,7 @@ class Town:
         fields = self.who(organization, "agent", name)
         key_path = self.folder / "members" / name / "account.key"
         if not key_path.exists():
-            save_key(key_path, key_of(name), hashlib.sha256(f"sim key {name}".encode()).digest())
+            save_key(key_path, hashlib.sha256(f"sim key {name}".encode()).digest())
         settings = AgentSettings(
             **fields,
             ledger=self.endpoints["ledger"],

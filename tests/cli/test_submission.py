@@ -23,16 +23,21 @@ def example(tmp_path: Path) -> Path:
     return Path(shutil.copytree(EXAMPLE, tmp_path / "digits"))
 
 
+async def one(_task: TaskFile, _code: bytes, _data: Path) -> int:
+    """An operation for each sample, without torch."""
+    return 1
+
+
 def read(folder: Path) -> TaskFile:
     return read_task_file(folder / "task.yaml")
 
 
 async def test_the_same_folder_gives_the_same_program_without_its_data(example: Path) -> None:
-    first = await prepare(read(example), example, flops_per_sample=1)
+    first = await prepare(read(example), example, one)
     (example / "__pycache__").mkdir()
     (example / "__pycache__" / "x.pyc").write_bytes(b"cache")
     (example / "digits.py").touch()
-    second = await prepare(read(example), example, flops_per_sample=1)
+    second = await prepare(read(example), example, one)
     assert first.code == second.code
     assert first.spec.data.size_bytes == (example / "digits.npz").stat().st_size
     assert len(first.code) < first.spec.data.size_bytes
@@ -61,7 +66,7 @@ async def test_a_data_file_must_have_a_plain_name(example: Path) -> None:
     text = (example / "task.yaml").read_text().replace("path: digits.npz", "path: my data.npz")
     (example / "task.yaml").write_text(text)
     with pytest.raises(InvalidInput, match=r"'my data\.npz' may hold only letters"):
-        await prepare(read(example), example, flops_per_sample=1)
+        await prepare(read(example), example, one)
 
 
 @given(st.integers(1, 10**12), st.integers(0, 10**9), st.integers(0, 10**6))
@@ -72,7 +77,7 @@ def test_the_least_budget_is_the_one_that_the_ledger_asks_for(flops: int, price:
 
 
 async def test_what_is_missing_is_said_to_the_last_unit(example: Path) -> None:
-    prepared = await prepare(read(example), example, flops_per_sample=1)
+    prepared = await prepare(read(example), example, one)
     params = state_pb2.Params(min_fee_utlk=1000)
     check_means(prepared, prepared.budget_utlk + 1000, "alice", params)
     with pytest.raises(InsufficientFunds, match=r"alice holds [0-9.]+999 TLK .*: 0.000001 TLK are missing"):

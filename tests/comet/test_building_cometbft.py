@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from talkoo_core.errors import NotFound
-from talkoo_sim import cometbft as building
-from talkoo_sim.cometbft import VERSION, cometbft_binary, find_go
+from talkoo_sim import go_tools
+from talkoo_sim.cometbft import COMETBFT, VERSION, cometbft_binary
+from talkoo_sim.go_tools import find_go
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_GO = """
@@ -20,9 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from talkoo_sim import cometbft
+from talkoo_sim import go_tools
 
-cometbft.GO_USUAL = Path("/nowhere/go")
+go_tools.GO_USUAL = Path("/nowhere/go")
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/comet/test_cometbft.py", "-k", "both_engines"]))
 """
 
@@ -30,13 +31,13 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "tests/comet/test_cometbft
 def test_the_binary_is_the_version_that_is_pinned(cometbft: Path) -> None:
     said = subprocess.run([cometbft, "version"], capture_output=True, text=True, check=True)
     assert (said.stdout + said.stderr).strip().startswith(VERSION)
-    assert f"github.com/cometbft/cometbft v{VERSION} " in (building.MODULE / "go.mod").read_text()
+    assert f"github.com/cometbft/cometbft v{VERSION} " in (COMETBFT.module / "go.mod").read_text()
 
 
 def test_without_go_it_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(building, "GO_USUAL", tmp_path / "go")
+    monkeypatch.setattr(go_tools, "GO_USUAL", tmp_path / "go")
     with pytest.raises(NotFound, match="install Go"):
         find_go()
     with pytest.raises(NotFound, match="install Go"):

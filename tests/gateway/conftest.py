@@ -323,7 +323,7 @@ class House:
     def profile(self, key: PrivateKey = ALICE, name: str = "alice", role: str = "user") -> Profile:
         folder = self.certify(role, name)
         if not (folder / "account.key").exists():
-            save_key(folder / "account.key", key, key.seed)
+            save_key(folder / "account.key", key.seed)
         return Profile(
             home=self.folder,
             federation=FEDERATION,

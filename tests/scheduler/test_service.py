@@ -35,7 +35,7 @@ from talkoo_runtime.grpc_server import make_server, start_server
 from talkoo_runtime.keys import save_key
 from talkoo_runtime.pki import ensure_authority, ensure_certificate, identity_uri, trust_bundle
 from talkoo_runtime.service_settings import ServiceSettings
-from talkoo_sim.ledger_chain import LedgerChain, address, key_of, make_genesis
+from talkoo_sim.ledger_chain import LedgerChain, address, make_genesis
 
 PATIENCE_S = 40.0
 GANG = {"north": "north-1", "east": "east-1"}
@@ -151,7 +151,7 @@ class Town:
         name = f"{organization}-scheduler"
         key = self.folder / f"{name}.key"
         if not key.exists():
-            save_key(key, key_of(name), hashlib.sha256(f"sim key {name}".encode()).digest())
+            save_key(key, hashlib.sha256(f"sim key {name}".encode()).digest())
         settings = SchedulerSettings(
             **self.who(organization, "scheduler", name),
             ledger=self.listen[f"{organization}-ledger"],

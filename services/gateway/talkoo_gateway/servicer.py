@@ -17,6 +17,8 @@ from talkoo_runtime.identity import identity_of, require
 
 CALLERS = {"user", "supervisor", "gateway"}
 WAIT_MARGIN_S = 10.0
+COUNT_TIMEOUT_S = 180.0
+"""A program is run once, after torch was loaded."""
 
 R = TypeVar("R")
 
@@ -91,6 +93,12 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         self, request: validator_pb2.ListAuditsRequest, context: Any
     ) -> validator_pb2.ListAuditsResponse:
         return await self._pass(self._up.validator.ListAudits, request, context)
+
+    async def CountFlops(
+        self, request: validator_pb2.CountFlopsRequest, context: Any
+    ) -> validator_pb2.CountFlopsResponse:
+        _admit(context)
+        return await called(self._up.validator.CountFlops, request, COUNT_TIMEOUT_S)
 
     async def Logs(self, request: agent_pb2.LogsRequest, context: Any) -> AsyncIterator[agent_pb2.LogLine]:
         _admit(context)

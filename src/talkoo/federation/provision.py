@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from talkoo_ledger.genesis import default_params
-
+from talkoo.federation.beginning import ORGANIZATION_KEYS, account_entry, genesis_document, organization_entry
 from talkoo.federation.plan import (
     PLAN_FILE,
     FederationPlan,
@@ -141,29 +140,15 @@ class _Provisioner:
             return
         organizations, accounts = [], []
         for plan in self.plan.organizations:
-            keys = {k: self.organization_key(plan.name, k) for k in ("owner", "consensus", "scheduler", "validator")}
+            keys = {which: self.organization_key(plan.name, which) for which in ORGANIZATION_KEYS}
             node_keys = {node.name: self.node_key(plan.name, node) for node in plan.nodes}
-            organizations.append(
-                {
-                    "name": plan.name,
-                    **{f"{name}_key": key.public.raw.hex() for name, key in keys.items()},
-                    "stake_utlk": plan.stake_utlk,
-                    "node_keys": [key.public.raw.hex() for key in node_keys.values()],
-                }
-            )
-            accounts.append(_account(keys["owner"], plan.balance_utlk, plan.name))
-            accounts.append(_account(keys["scheduler"], SERVICE_BALANCE_UTLK, f"{plan.name}-scheduler"))
-            accounts.append(_account(keys["validator"], SERVICE_BALANCE_UTLK, f"{plan.name}-validator"))
-            accounts += [_account(node_keys[node.name], node.balance_utlk, node.name) for node in plan.nodes]
-        accounts += [_account(self.user_key(user), user.balance_utlk, user.name) for user in self.plan.users]
-        genesis = {
-            "chain_id": self.plan.chain_id,
-            "genesis_time_ns": time.time_ns(),
-            "initial_height": 1,
-            "params": default_params(),
-            "organizations": organizations,
-            "accounts": accounts,
-        }
+            organizations.append(organization_entry(plan.name, keys, plan.stake_utlk, node_keys.values()))
+            accounts.append(account_entry(keys["owner"], plan.balance_utlk, plan.name))
+            accounts.append(account_entry(keys["scheduler"], SERVICE_BALANCE_UTLK, f"{plan.name}-scheduler"))
+            accounts.append(account_entry(keys["validator"], SERVICE_BALANCE_UTLK, f"{plan.name}-validator"))
+            accounts += [account_entry(node_keys[node.name], node.balance_utlk, node.name) for node in plan.nodes]
+        accounts += [account_entry(self.user_key(user), user.balance_utlk, user.name) for user in self.plan.users]
+        genesis = genesis_document(self.plan.chain_id, time.time_ns(), organizations, accounts)
         write_atomic(path, (json.dumps(genesis, indent=2) + "\n").encode())
 
     def organization_services(self, organization: OrganizationPlan) -> list[Service]:
@@ -299,10 +284,6 @@ class _Provisioner:
 
 def _key(path: Path) -> PrivateKey:
     return load_key(path) if path.exists() else create_key(path)
-
-
-def _account(key: PrivateKey, balance_utlk: int, label: str) -> dict[str, object]:
-    return {"address": address_of_key(key.public.raw), "balance_utlk": balance_utlk, "label": label}
 
 
 def _toml(settings: Mapping[str, object]) -> str:

@@ -124,6 +124,11 @@ class GatewayStub:
                 request_serializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.ListAuditsRequest.SerializeToString,
                 response_deserializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.ListAuditsResponse.FromString,
                 _registered_method=True)
+        self.CountFlops = channel.unary_unary(
+                '/talkoo_api.gateway.v1.Gateway/CountFlops',
+                request_serializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.CountFlopsRequest.SerializeToString,
+                response_deserializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.CountFlopsResponse.FromString,
+                _registered_method=True)
         self.QuoteModel = channel.unary_unary(
                 '/talkoo_api.gateway.v1.Gateway/QuoteModel',
                 request_serializer=talkoo__api_dot_gateway_dot_v1_dot_gateway__pb2.QuoteModelRequest.SerializeToString,
@@ -245,6 +250,12 @@ class GatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountFlops(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def QuoteModel(self, request, context):
         """Models.
         """
@@ -345,6 +356,11 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.ListAudits,
                     request_deserializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.ListAuditsRequest.FromString,
                     response_serializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.ListAuditsResponse.SerializeToString,
+            ),
+            'CountFlops': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountFlops,
+                    request_deserializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.CountFlopsRequest.FromString,
+                    response_serializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.CountFlopsResponse.SerializeToString,
             ),
             'QuoteModel': grpc.unary_unary_rpc_method_handler(
                     servicer.QuoteModel,
@@ -816,6 +832,33 @@ class Gateway:
             '/talkoo_api.gateway.v1.Gateway/ListAudits',
             talkoo__api_dot_validator_dot_v1_dot_validator__pb2.ListAuditsRequest.SerializeToString,
             talkoo__api_dot_validator_dot_v1_dot_validator__pb2.ListAuditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountFlops(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/talkoo_api.gateway.v1.Gateway/CountFlops',
+            talkoo__api_dot_validator_dot_v1_dot_validator__pb2.CountFlopsRequest.SerializeToString,
+            talkoo__api_dot_validator_dot_v1_dot_validator__pb2.CountFlopsResponse.FromString,
             options,
             channel_credentials,
             insecure,

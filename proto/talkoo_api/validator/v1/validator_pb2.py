@@ -24,19 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'talkoo_api/validator/v1/validator.proto\x12\x17talkoo_api.validator.v1\"$\n\x11ListAuditsRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"\x80\x01\n\x05\x41udit\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0f\n\x07segment\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07summary\x18\x05 \x01(\t\x12\x13\n\x0b\x64uration_ms\x18\x06 \x01(\r\x12\x0f\n\x07time_ns\x18\x07 \x01(\x03\"D\n\x12ListAuditsResponse\x12.\n\x06\x61udits\x18\x01 \x03(\x0b\x32\x1e.talkoo_api.validator.v1.Audit2r\n\tValidator\x12\x65\n\nListAudits\x12*.talkoo_api.validator.v1.ListAuditsRequest\x1a+.talkoo_api.validator.v1.ListAuditsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'talkoo_api/validator/v1/validator.proto\x12\x17talkoo_api.validator.v1\"u\n\x11\x43ountFlopsRequest\x12\x13\n\x0b\x63ode_sha256\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x61ta_sha256\x18\x02 \x01(\t\x12\x11\n\tdata_name\x18\x03 \x01(\t\x12\x0e\n\x06module\x18\x04 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x05 \x01(\t\".\n\x12\x43ountFlopsResponse\x12\x18\n\x10\x66lops_per_sample\x18\x01 \x01(\x04\"$\n\x11ListAuditsRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"\x80\x01\n\x05\x41udit\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0f\n\x07segment\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07summary\x18\x05 \x01(\t\x12\x13\n\x0b\x64uration_ms\x18\x06 \x01(\r\x12\x0f\n\x07time_ns\x18\x07 \x01(\x03\"D\n\x12ListAuditsResponse\x12.\n\x06\x61udits\x18\x01 \x03(\x0b\x32\x1e.talkoo_api.validator.v1.Audit2\xd9\x01\n\tValidator\x12\x65\n\nListAudits\x12*.talkoo_api.validator.v1.ListAuditsRequest\x1a+.talkoo_api.validator.v1.ListAuditsResponse\x12\x65\n\nCountFlops\x12*.talkoo_api.validator.v1.CountFlopsRequest\x1a+.talkoo_api.validator.v1.CountFlopsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'talkoo_api.validator.v1.validator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTAUDITSREQUEST']._serialized_start=68
-  _globals['_LISTAUDITSREQUEST']._serialized_end=104
-  _globals['_AUDIT']._serialized_start=107
-  _globals['_AUDIT']._serialized_end=235
-  _globals['_LISTAUDITSRESPONSE']._serialized_start=237
-  _globals['_LISTAUDITSRESPONSE']._serialized_end=305
-  _globals['_VALIDATOR']._serialized_start=307
-  _globals['_VALIDATOR']._serialized_end=421
+  _globals['_COUNTFLOPSREQUEST']._serialized_start=68
+  _globals['_COUNTFLOPSREQUEST']._serialized_end=185
+  _globals['_COUNTFLOPSRESPONSE']._serialized_start=187
+  _globals['_COUNTFLOPSRESPONSE']._serialized_end=233
+  _globals['_LISTAUDITSREQUEST']._serialized_start=235
+  _globals['_LISTAUDITSREQUEST']._serialized_end=271
+  _globals['_AUDIT']._serialized_start=274
+  _globals['_AUDIT']._serialized_end=402
+  _globals['_LISTAUDITSRESPONSE']._serialized_start=404
+  _globals['_LISTAUDITSRESPONSE']._serialized_end=472
+  _globals['_VALIDATOR']._serialized_start=475
+  _globals['_VALIDATOR']._serialized_end=692
 # @@protoc_insertion_point(module_scope)

@@ -19,6 +19,58 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class CountFlopsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_SHA256_FIELD_NUMBER: _builtins.int
+    DATA_SHA256_FIELD_NUMBER: _builtins.int
+    DATA_NAME_FIELD_NUMBER: _builtins.int
+    MODULE_FIELD_NUMBER: _builtins.int
+    CONFIG_JSON_FIELD_NUMBER: _builtins.int
+    code_sha256: _builtins.str
+    """blobs that have been uploaded"""
+    data_sha256: _builtins.str
+    data_name: _builtins.str
+    """the file's name"""
+    module: _builtins.str
+    config_json: _builtins.str
+    def __init__(
+        self,
+        *,
+        code_sha256: _builtins.str = ...,
+        data_sha256: _builtins.str = ...,
+        data_name: _builtins.str = ...,
+        module: _builtins.str = ...,
+        config_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_sha256", b"code_sha256", "config_json", b"config_json", "data_name", b"data_name", "data_sha256", b"data_sha256", "module", b"module"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountFlopsRequest: _TypeAlias = CountFlopsRequest  # noqa: Y015
+
+@_typing.final
+class CountFlopsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FLOPS_PER_SAMPLE_FIELD_NUMBER: _builtins.int
+    flops_per_sample: _builtins.int
+    def __init__(
+        self,
+        *,
+        flops_per_sample: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flops_per_sample", b"flops_per_sample"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountFlopsResponse: _TypeAlias = CountFlopsResponse  # noqa: Y015
+
+@_typing.final
 class ListAuditsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

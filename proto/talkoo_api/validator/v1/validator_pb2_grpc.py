@@ -40,6 +40,11 @@ class ValidatorStub:
                 request_serializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.ListAuditsRequest.SerializeToString,
                 response_deserializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.ListAuditsResponse.FromString,
                 _registered_method=True)
+        self.CountFlops = channel.unary_unary(
+                '/talkoo_api.validator.v1.Validator/CountFlops',
+                request_serializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.CountFlopsRequest.SerializeToString,
+                response_deserializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.CountFlopsResponse.FromString,
+                _registered_method=True)
 
 
 class ValidatorServicer:
@@ -52,6 +57,13 @@ class ValidatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CountFlops(self, request, context):
+        """Operations of one sample of a program that is not a task yet, for whoever has no torch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ValidatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +71,11 @@ def add_ValidatorServicer_to_server(servicer, server):
                     servicer.ListAudits,
                     request_deserializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.ListAuditsRequest.FromString,
                     response_serializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.ListAuditsResponse.SerializeToString,
+            ),
+            'CountFlops': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountFlops,
+                    request_deserializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.CountFlopsRequest.FromString,
+                    response_serializer=talkoo__api_dot_validator_dot_v1_dot_validator__pb2.CountFlopsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,6 +106,33 @@ class Validator:
             '/talkoo_api.validator.v1.Validator/ListAudits',
             talkoo__api_dot_validator_dot_v1_dot_validator__pb2.ListAuditsRequest.SerializeToString,
             talkoo__api_dot_validator_dot_v1_dot_validator__pb2.ListAuditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountFlops(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/talkoo_api.validator.v1.Validator/CountFlops',
+            talkoo__api_dot_validator_dot_v1_dot_validator__pb2.CountFlopsRequest.SerializeToString,
+            talkoo__api_dot_validator_dot_v1_dot_validator__pb2.CountFlopsResponse.FromString,
             options,
             channel_credentials,
             insecure,

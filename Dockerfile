@@ -1,0 +1,55 @@
+# Images of Talkoo. `control` runs everything but training and needs no torch; `train` is for agents and validators;
+# `storage` is an S3 server for clusters that have none. All run as user 10001 with a read-only root file system.
+ARG PYTHON=docker.io/library/python:3.11-slim
+
+FROM ${PYTHON} AS tools
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 UV_NO_PROGRESS=1 UV_LINK_MODE=copy
+RUN python3 -m venv /opt/build
+COPY requirements/bootstrap.txt requirements/build.txt /requirements/
+RUN /opt/build/bin/python -m pip install --quiet --require-hashes -r /requirements/bootstrap.txt \
+ && /opt/build/bin/uv pip install --quiet --python /opt/build/bin/python --require-hashes -r /requirements/build.txt
+
+FROM tools AS build
+COPY requirements/slim.txt /requirements/
+RUN python3 -m venv --without-pip /opt/talkoo \
+ && /opt/build/bin/uv pip install --quiet --python /opt/talkoo/bin/python --require-hashes -r /requirements/slim.txt
+COPY pyproject.toml README.md LICENSE /source/
+COPY proto /source/proto
+COPY src /source/src
+COPY services /source/services
+COPY operator /source/operator
+COPY examples /source/examples
+RUN cd /source && PATH=/opt/build/bin:$PATH /opt/build/bin/python -m hatchling build -t wheel -d /wheels \
+ && /opt/build/bin/uv pip install --quiet --python /opt/talkoo/bin/python --no-deps --no-index /wheels/*.whl
+
+FROM build AS build-train
+COPY requirements/train.txt /requirements/
+RUN /opt/build/bin/uv pip install --quiet --python /opt/talkoo/bin/python --require-hashes -r /requirements/train.txt
+
+FROM tools AS build-storage
+COPY requirements/storage.txt /requirements/
+RUN python3 -m venv --without-pip /opt/storage \
+ && /opt/build/bin/uv pip install --quiet --python /opt/storage/bin/python --require-hashes -r /requirements/storage.txt
+
+FROM ${PYTHON} AS base
+RUN mkdir -p /var/lib/talkoo && chown 10001:10001 /var/lib/talkoo
+# USER: libraries ask for a name, and the id has none. TALKOO_PARENT_IS_INIT: a service is process 1 of its container,
+# so a child whose parent is process 1 has not been orphaned.
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/var/lib/talkoo USER=talkoo TALKOO_PARENT_IS_INIT=1
+USER 10001:10001
+WORKDIR /var/lib/talkoo
+
+FROM base AS storage
+COPY --from=build-storage /opt/storage /opt/storage
+ENV PATH=/opt/storage/bin:/usr/local/bin:/usr/bin:/bin
+ENTRYPOINT ["/opt/storage/bin/weed"]
+
+FROM base AS train
+COPY --from=build-train /opt/talkoo /opt/talkoo
+ENV PATH=/opt/talkoo/bin:/usr/local/bin:/usr/bin:/bin
+ENTRYPOINT ["/opt/talkoo/bin/python"]
+
+FROM base AS control
+COPY --from=build /opt/talkoo /opt/talkoo
+ENV PATH=/opt/talkoo/bin:/usr/local/bin:/usr/bin:/bin
+ENTRYPOINT ["/opt/talkoo/bin/python"]

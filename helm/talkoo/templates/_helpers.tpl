@@ -1,0 +1,118 @@
+{{/* Names, labels and what all pods share. */}}
+{{- define "talkoo.name" -}}{{ .Release.Name }}{{- end }}
+
+{{- define "talkoo.labels" -}}
+app.kubernetes.io/name: talkoo
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{ include "talkoo.selector" . }}
+{{- end }}
+
+{{- define "talkoo.selector" -}}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .role }}
+{{- end }}
+
+{{- define "talkoo.image" -}}
+{{- $image := index .root.Values.images .which -}}
+{{- if $image.digest -}}{{ $image.repository }}@{{ $image.digest }}
+{{- else -}}{{ $image.repository }}:{{ $image.tag | default .root.Chart.AppVersion }}{{- end -}}
+{{- end }}
+
+{{- define "talkoo.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "talkoo.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "talkoo.blobs" -}}
+{{- if .Values.blobs.url -}}{{ .Values.blobs.url }}
+{{- else -}}s3://talkoo?endpoint=http://{{ .Release.Name }}-storage.{{ .Release.Namespace }}.svc:8333{{- end -}}
+{{- end }}
+
+{{/* What every service's settings begin with. */}}
+{{- define "talkoo.commonSettings" -}}
+federation = {{ .Values.federation.name | quote }}
+organization = {{ .Values.organization | quote }}
+trust_bundle = "/etc/talkoo/federation/trust.pem"
+{{- end }}
+
+{{- define "talkoo.serviceSettings" -}}
+{{ include "talkoo.commonSettings" .root }}
+name = "{{ .root.Values.organization }}-{{ .role }}"
+listen = "0.0.0.0:7443"
+state_dir = "/var/lib/talkoo"
+certificate = "/etc/talkoo/tls/certificate.pem"
+private_key = "/etc/talkoo/tls/private-key.pem"
+{{- end }}
+
+{{- define "talkoo.pullSecrets" -}}
+{{- with .Values.images.pullSecrets }}
+imagePullSecrets: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Volumes of a service: settings, federation, its certificate, the keys it needs. */}}
+{{- define "talkoo.volumes" -}}
+- name: settings
+  configMap: {name: "{{ .root.Release.Name }}-{{ .role }}"}
+- name: federation
+  configMap: {name: "{{ .root.Release.Name }}-federation"}
+- name: tls
+  secret: {secretName: "{{ .root.Release.Name }}-{{ .role }}-tls", defaultMode: 0440}
+- name: tmp
+  emptyDir: {}
+{{- with .key }}
+- name: key
+  secret:
+    secretName: {{ $.root.Release.Name }}-keys
+    defaultMode: 0440
+    items: [{key: {{ . }}.key, path: {{ . }}.key}]
+{{- end }}
+{{- end }}
+
+{{- define "talkoo.mounts" -}}
+- {name: settings, mountPath: /etc/talkoo/settings, readOnly: true}
+- {name: federation, mountPath: /etc/talkoo/federation, readOnly: true}
+- {name: tls, mountPath: /etc/talkoo/tls, readOnly: true}
+- {name: tmp, mountPath: /tmp}
+{{- if .key }}
+- {name: key, mountPath: /etc/talkoo/keys, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "talkoo.storageEnv" -}}
+{{- range list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
+- name: {{ . }}
+  valueFrom: {secretKeyRef: {name: "{{ $.Release.Name }}-storage", key: {{ . }}}}
+{{- end }}
+{{- end }}
+
+{{- define "talkoo.tcpProbes" -}}
+startupProbe: {tcpSocket: {port: {{ . }}}, periodSeconds: 2, failureThreshold: 60}
+readinessProbe: {tcpSocket: {port: {{ . }}}, periodSeconds: 5}
+livenessProbe: {tcpSocket: {port: {{ . }}}, periodSeconds: 20, failureThreshold: 3}
+{{- end }}
+
+{{- define "talkoo.state" -}}
+{{- if .persistence.enabled }}
+volumeClaimTemplates:
+  - metadata: {name: state}
+    spec:
+      accessModes: [ReadWriteOnce]
+      {{- with .persistence.storageClass }}
+      storageClassName: {{ . }}
+      {{- end }}
+      resources: {requests: {storage: {{ .persistence.size }}}}
+{{- end }}
+{{- end }}

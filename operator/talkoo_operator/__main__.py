@@ -1,0 +1,50 @@
+"""`python -m talkoo_operator --settings FILE`: the operator. Of several replicas the holder of the Lease works."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from talkoo_core.errors import TalkooError
+from talkoo_operator.leading import lead
+from talkoo_operator.probe import Probe
+from talkoo_operator.settings import OperatorSettings
+from talkoo_operator.work import work
+from talkoo_runtime.logs import setup_logging
+from talkoo_runtime.settings import load_settings
+
+
+async def _main(settings: OperatorSettings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with Probe(settings.probe_listen) as probe:
+        leading = asyncio.create_task(lead(settings, lambda: work(settings, probe)))
+        told = asyncio.create_task(stop.wait())
+        await asyncio.wait({leading, told}, return_when=asyncio.FIRST_COMPLETED)
+        if leading.done():
+            leading.result()
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m talkoo_operator")
+    parser.add_argument("--settings", type=Path, required=True, help="TOML file; docs/kubernetes.md explains it")
+    try:
+        settings = load_settings(OperatorSettings, parser.parse_args().settings, os.environ)
+        setup_logging(settings.name, settings.log_level)
+        asyncio.run(_main(settings))
+    except TalkooError as error:
+        logging.getLogger(__name__).error("%s", error)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""A namespace is an account: its key lies in the namespace's own Secret, and nobody spends what is another's."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from talkoo.client_async import AsyncClient
+from talkoo.profile import Profile
+from talkoo_core.errors import NotFound
+from talkoo_core.signing import PrivateKey
+from talkoo_operator.api import KubernetesApi
+from talkoo_operator.identity import ACCOUNT_FILE, ACCOUNT_SECRET
+from talkoo_operator.settings import OperatorSettings
+from talkoo_runtime.keys import key_of_document
+
+MAX_CLIENTS = 256
+"""Connections kept; the least recently used are closed beyond."""
+
+
+class Accounts:
+    """Clients of the gateway, one for each namespace's key: it owns the key's nonces."""
+
+    def __init__(self, api: KubernetesApi, settings: OperatorSettings) -> None:
+        self._api = api
+        self._settings = settings
+        self._clients: OrderedDict[str, AsyncClient] = OrderedDict()
+
+    def client(self, key: PrivateKey | None) -> AsyncClient:
+        """A new client; without a key it only reads."""
+        settings = self._settings
+        profile = Profile.direct(
+            endpoint=settings.gateway,
+            certificate=settings.certificate,
+            private_key=settings.private_key,
+            trust_bundle=settings.trust_bundle,
+            account_key=settings.owner_key,
+            organization=settings.organization,
+        )
+        return AsyncClient(profile=profile, key=key)
+
+    async def of(self, namespace: str) -> AsyncClient:
+        """Raises NotFound where the namespace has no account. What was read stays: a Secret may go before its tasks."""
+        known = self._clients.get(namespace)
+        if known is None:
+            known = self.client(await self._key(namespace))
+            self._clients[namespace] = known
+            if len(self._clients) > MAX_CLIENTS:
+                _, oldest = self._clients.popitem(last=False)
+                await oldest.close()
+        self._clients.move_to_end(namespace)
+        return known
+
+    async def close(self) -> None:
+        for client in self._clients.values():
+            await client.close()
+
+    async def _key(self, namespace: str) -> PrivateKey:
+        try:
+            secret = await self._api.secret(namespace, ACCOUNT_SECRET)
+        except NotFound:
+            raise NotFound(
+                f"the namespace {namespace} has no account: it lacks the Secret {ACCOUNT_SECRET} with the entry "
+                f"{ACCOUNT_FILE}; ask your administrator, or put your own key file there",
+                code="no_account",
+            ) from None
+        return key_of_document(secret.get(ACCOUNT_FILE, b"").decode(), f"the Secret {namespace}/{ACCOUNT_SECRET}")

@@ -1,0 +1,115 @@
+"""`python -m talkoo_operator.join`: what a node's agent needs, before it starts: keys, a certificate, an endorsement.
+
+The keys are made on the node and never leave it. The GPUNode object carries the request and the answer; its
+organization's operator signs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from talkoo_core.errors import NotFound, TalkooError, Unavailable
+from talkoo_operator.api import GROUP, VERSION, KubernetesApi
+from talkoo_runtime.disk import write_atomic
+from talkoo_runtime.keys import address_of, create_key, load_key
+from talkoo_runtime.pki import CERTIFICATE_FILE, KEY_FILE, SECRET_MODE, certificate_request, fits_request
+from talkoo_runtime.settings import load_settings
+
+JOIN_TIMEOUT_S = 240.0
+POLL_S = 1.0
+ACCOUNT_FILE = "account.key"
+
+
+class JoinSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the node's own things lie, and who it is."""
+
+    node: str
+    """The Kubernetes node's name."""
+    pod_ip: str
+    port: int
+    state_dir: str
+    """On the node's disk: the account's key outlives the pod."""
+    run_dir: str
+    """The agent's settings and certificate, anew for each pod."""
+    base_settings: str
+    """TOML file with what is the same on all nodes."""
+    stake: str = "20 TLK"
+
+
+async def join(settings: JoinSettings, api: KubernetesApi) -> None:
+    """Ask and wait for the answer. Raises Unavailable when none comes in time."""
+    state, run = Path(settings.state_dir), Path(settings.run_dir)
+    account = state / ACCOUNT_FILE
+    key = load_key(account) if account.exists() else create_key(account)
+    private, request = certificate_request(settings.node)
+    await api.ensure_node({"apiVersion": f"{GROUP}/{VERSION}", "kind": "GPUNode", "metadata": {"name": settings.node}})
+    await api.patch_node_status(
+        settings.node,
+        {
+            "address": address_of(key),
+            "certificateRequest": request.decode(),
+            "podIP": settings.pod_ip,
+            "stake": settings.stake,
+        },
+    )
+    certificate, endorsement = await _answer(settings, api, request)
+    write_atomic(run / KEY_FILE, private, mode=SECRET_MODE)
+    write_atomic(run / CERTIFICATE_FILE, certificate)
+    own = {
+        "name": settings.node,
+        "listen": f"{settings.pod_ip}:{settings.port}",
+        "state_dir": str(state),
+        "account_key": str(account),
+        "certificate": str(run / CERTIFICATE_FILE),
+        "private_key": str(run / KEY_FILE),
+        "endorsement": endorsement,
+    }
+    lines = [f"{name} = {json.dumps(value)}\n" for name, value in own.items()]
+    base = await asyncio.to_thread(Path(settings.base_settings).read_text, encoding="utf-8")
+    write_atomic(run / "settings.toml", ("".join(lines) + base).encode())
+
+
+async def _answer(settings: JoinSettings, api: KubernetesApi, request: bytes) -> tuple[bytes, str]:
+    deadline = asyncio.get_running_loop().time() + JOIN_TIMEOUT_S
+    reason = "the operator has not answered"
+    while asyncio.get_running_loop().time() < deadline:
+        try:
+            status = (await api.node(settings.node)).get("status", {})
+            certificate = status.get("certificate", "").encode()
+            if certificate and fits_request(certificate, request, settings.pod_ip) and status.get("endorsement"):
+                return certificate, str(status["endorsement"])
+            told = [c for c in status.get("conditions", ()) if c["type"] == "Joined" and c["status"] == "False"]
+            reason = told[0]["message"] if told else reason
+        except (NotFound, Unavailable) as error:
+            reason = error.message
+        await asyncio.sleep(POLL_S)
+    raise Unavailable(f"{settings.node} was not let in within {JOIN_TIMEOUT_S:.0f} s: {reason}", code="not_joined")
+
+
+async def _main(path: Path) -> None:
+    settings = load_settings(JoinSettings, path, os.environ)
+    async with KubernetesApi() as api:
+        await join(settings, api)
+    sys.stdout.write(f"{settings.node} may join\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m talkoo_operator.join", description=__doc__)
+    parser.add_argument("--settings", type=Path, required=True, help="TOML file")
+    try:
+        asyncio.run(_main(parser.parse_args().settings))
+    except TalkooError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

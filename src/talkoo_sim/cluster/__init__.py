@@ -1,0 +1,1 @@
+"""A real Kubernetes on this machine: etcd, control plane, two nodes with kubelet, containerd, runc and CNI."""

@@ -1,0 +1,42 @@
+"""`python -m talkoo_sim.cluster up|down`: a cluster to play with on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from talkoo_core.errors import TalkooError
+from talkoo_sim.cluster.binaries import kubectl
+from talkoo_sim.cluster.cluster import Cluster
+from talkoo_sim.cluster.layout import Layout
+
+DEFAULT_NAME = "play"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m talkoo_sim.cluster", description=__doc__)
+    parser.add_argument("do", choices=("up", "down"))
+    parser.add_argument("--name", default=DEFAULT_NAME, help="several clusters have different names")
+    parser.add_argument("--nodes", type=int, default=2, help="0: the control plane alone")
+    arguments = parser.parse_args()
+    try:
+        cluster = Cluster(Layout(arguments.name, arguments.nodes))
+        if arguments.do == "down":
+            cluster.down()
+            _say(f"the cluster {arguments.name} is gone")
+            return 0
+        cluster.up(_say)
+        _say(f"ready. Use it:\n  export KUBECONFIG={cluster.layout.kubeconfig}\n  {kubectl()} get nodes")
+    except TalkooError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return error.exit_status
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The programs of a real cluster: from KUBEBUILDER_ASSETS or PATH where they are, else built once with Go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from talkoo_core.errors import NotFound, TalkooError
+from talkoo_sim.go_tools import TESTS, GoTool, built
+
+GO_MODULES = TESTS / "kubernetes" / "go"
+KUBERNETES_VERSION = "1.37.2"
+ASSETS_VARIABLE = "KUBEBUILDER_ASSETS"
+DEBIAN = {
+    "containerd": "containerd",
+    "runc": "runc",
+    "nft": "nftables",
+    "conntrack": "conntrack",
+    "ip": "iproute2",
+    "debootstrap": "debootstrap",
+    "buildah": "buildah",
+    "ctr": "containerd",
+}
+"""Programs that come from the distribution, and their Debian packages."""
+CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
+CNI_PLUGINS = ("ptp", "host-local", "portmap", "loopback")
+
+_VERSION = "k8s.io/component-base/version"
+_KUBERNETES_FLAGS = (
+    f"-X {_VERSION}.gitVersion=v{KUBERNETES_VERSION} -X {_VERSION}.gitMajor=1 -X {_VERSION}.gitMinor=37 "
+    f"-X k8s.io/client-go/pkg/version.gitVersion=v{KUBERNETES_VERSION}"
+)
+
+
+def _kubernetes(name: str, about: str) -> GoTool:
+    package = f"k8s.io/kubernetes/cmd/{name}"
+    return GoTool(name, KUBERNETES_VERSION, GO_MODULES / "kubernetes", package, about, _KUBERNETES_FLAGS)
+
+
+TOOLS = {
+    tool.name: tool
+    for tool in (
+        _kubernetes("kube-apiserver", "about five minutes, 2.4 GB of memory"),
+        _kubernetes("kube-controller-manager", "about two minutes"),
+        _kubernetes("kube-scheduler", "seconds"),
+        _kubernetes("kubelet", "about a minute"),
+        _kubernetes("kube-proxy", "seconds"),
+        GoTool("etcd", "3.7.3", GO_MODULES / "etcd", "go.etcd.io/etcd/server/v3", "half a minute"),
+        GoTool("coredns", "1.15.0", GO_MODULES / "coredns", "github.com/coredns/coredns", "about two minutes"),
+        GoTool("helm", "4.3.1", GO_MODULES / "helm", "helm.sh/helm/v4/cmd/helm", "about two minutes"),
+        GoTool("kwok", "0.8.0", GO_MODULES / "kwok", "sigs.k8s.io/kwok/cmd/kwok", "about a minute"),
+    )
+}
+
+
+def binary(name: str) -> Path:
+    """A program of the cluster. Raises NotFound (what to install, or that there is no Go) or Failed (build)."""
+    if assets := os.environ.get(ASSETS_VARIABLE):
+        given = Path(assets) / name
+        if given.is_file():
+            return given
+    if name in TOOLS:
+        return built(TOOLS[name])
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if found is None:
+        package = DEBIAN.get(name, name)
+        raise NotFound(f"there is no {name}; install it (Debian: apt-get install {package})", code="no_program")
+    return Path(found)
+
+
+def kubectl() -> Path:
+    """kubectl from PATH, else from the development environment."""
+    beside = Path(sys.executable).parent / "kubectl"
+    return beside if beside.is_file() else binary("kubectl")
+
+
+def cni_folder() -> Path:
+    """Where the CNI plug-ins are. Raises NotFound."""
+    for folder in CNI_FOLDERS:
+        if all((folder / plugin).is_file() for plugin in CNI_PLUGINS):
+            return folder
+    raise NotFound(
+        f"the CNI plug-ins {', '.join(CNI_PLUGINS)} are in none of {', '.join(map(str, CNI_FOLDERS))}; install them "
+        "(Debian: apt-get install containernetworking-plugins)",
+        code="no_program",
+    )
+
+
+if __name__ == "__main__":
+    try:
+        for each in sys.argv[1:] or TOOLS:
+            sys.stdout.write(f"{binary(each)}\n")
+            sys.stdout.flush()
+    except TalkooError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_status)
