@@ -150,8 +150,7 @@ class TaskController:
         client = await self._accounts.of(namespace)
         with tempfile.TemporaryDirectory(prefix="talkoo-task-") as folder:
             inputs = await fetch_inputs(self._api, namespace, task_file(task), Path(folder))
-            flops = task["spec"]["program"].get("flopsPerSample")
-            prepared = await client.prepare_in(inputs, Path(folder), flops)
+            prepared = await client.prepare_in(inputs, Path(folder))
 
             async def record(signed: bytes) -> None:
                 """In the object before it is on its way: whoever comes after a crash resumes these very bytes."""

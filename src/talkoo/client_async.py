@@ -288,12 +288,12 @@ class AsyncClient:
 
     async def prepare_in(self, task: TaskFile, folder: Path, flops_per_sample: int | None = None) -> Prepared:
         """The same for a checked task whose paths are relative to `folder`."""
+        known = flops_per_sample or task.flops_per_sample
 
         async def given(_task: TaskFile, _code: bytes, _data: Path) -> int:
-            assert flops_per_sample is not None
-            return flops_per_sample
+            return known
 
-        if flops_per_sample is not None:
+        if known:
             return await prepare(task, folder, given)
         return await prepare(task, folder, count_here if has_torch() else self._count_there)
 

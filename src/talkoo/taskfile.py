@@ -27,6 +27,7 @@ MAX_FILE_BYTES = 1 << 20
 MAX_STEPS = 10_000_000
 MAX_BATCH = 1 << 20
 MAX_NODES = 64
+MAX_FLOPS_PER_SAMPLE = 2**63 - 1
 MAX_MEMORY_BYTES = 1 << 50
 MAX_CONFIG_BYTES = 16 * 1024
 MAX_DEPTH = 32
@@ -70,6 +71,8 @@ class TaskFile:
     program_config_map: str = ""
     data_config_map: str = ""
     """On a cluster the files are the entries of these ConfigMaps; on a laptop the paths count."""
+    flops_per_sample: int = 0
+    """Operations of one sample as their owner gives them; 0: they are counted."""
 
 
 def canonical_json(value: object) -> str:
@@ -155,7 +158,7 @@ class _Reader:
         metadata = self._child(top, (), "metadata", ("name", "namespace", "labels", "annotations"))
         where = ("spec",)
         spec = self._child(top, (), "spec", _SPEC_FIELDS)
-        program = self._child(spec, where, "program", ("path", "configMap", "module", "config"))
+        program = self._child(spec, where, "program", _PROGRAM_FIELDS)
         data = self._child(spec, where, "data", ("path", "configMap", "sha256"))
         optimizer = self._mapping(self._need(spec, where, "optimizer"), (*where, "optimizer"), None)
         nodes = self._child(spec, where, "nodes", ("min", "max", "memory"))
@@ -190,6 +193,7 @@ class _Reader:
             parent_version=self._text(model, (*where, "model"), "parent", "", empty=True),
             program_config_map=self._text(program, (*where, "program"), "configMap", "", empty=True),
             data_config_map=self._text(data, (*where, "data"), "configMap", "", empty=True),
+            flops_per_sample=self._integer(program, (*where, "program"), "flopsPerSample", 1, MAX_FLOPS_PER_SAMPLE, 0),
         )
         self._check_whole(task)
         return task
@@ -374,6 +378,7 @@ class _Reader:
         return str(value)
 
 
+_PROGRAM_FIELDS = ("path", "configMap", "module", "config", "flopsPerSample")
 _SPEC_FIELDS = (
     "mode",
     "program",

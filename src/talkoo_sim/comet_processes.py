@@ -11,7 +11,8 @@ from typing import cast
 from talkoo_ledger.comet.home import ensure_node_key
 
 from talkoo_sim.cometbft import cometbft_binary
-from talkoo_sim.ledger_processes import Ledgers, free_ports
+from talkoo_sim.ledger_processes import Ledgers
+from talkoo_sim.ports import free_ports
 
 
 @dataclass

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -37,20 +36,11 @@ from talkoo_runtime.pki import (
     trust_bundle,
 )
 from talkoo_sim.ledger_chain import key_of, make_genesis
+from talkoo_sim.ports import free_ports
 
 FEDERATION = "talkoo-test"
 DEADLINE_S = 40.0
 LOOK_EVERY_S = 0.05
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @dataclass

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from talkoo_runtime.pki import ensure_authority, ensure_certificate, identity_ur
 from talkoo_runtime.service_settings import ServiceSettings
 from talkoo_runtime.supervision import Background
 from talkoo_sim.ledger_chain import LedgerChain, address, make_genesis, verdict_of
+from talkoo_sim.ports import free_port
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 DEADLINE_S = 120.0
@@ -214,12 +214,6 @@ class Town:
         )
         self._stops.insert(0, channel.close)
         return agent_pb2_grpc.AgentStub(channel)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:

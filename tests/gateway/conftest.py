@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ from talkoo_runtime.keys import address_of, save_key
 from talkoo_runtime.pki import ensure_authority, ensure_certificate, identity_uri, trust_bundle
 from talkoo_runtime.service_settings import ServiceSettings
 from talkoo_runtime.supervision import Background
+from talkoo_sim.ports import free_port
 
 FEDERATION = "talkoo-test"
 ALICE = PrivateKey.from_seed(b"a" * 32)
@@ -40,12 +40,6 @@ BOB = PrivateKey.from_seed(b"b" * 32)
 NODE_KEYS = [PrivateKey.from_seed(bytes([n]) * 32) for n in (1, 2)]
 NODE_IDS = [address_of_key(key.public.raw) for key in NODE_KEYS]
 FEE = 1000
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class StandInLedger(service_pb2_grpc.LedgerServicer):

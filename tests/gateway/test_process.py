@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from talkoo.client import Client
+from talkoo_sim.ports import free_port
 
 
 def toml(values: dict[str, Any]) -> str:
@@ -21,14 +21,11 @@ def toml(values: dict[str, Any]) -> str:
 
 @pytest.fixture
 def settings(house: Any, tmp_path: Path) -> dict[str, Any]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     return dict(
         house.settings(
             "gateway",
             "second",
-            http_listen=f"127.0.0.1:{port}",
+            http_listen=f"127.0.0.1:{free_port()}",
             ledger=house.ledger_address,
             scheduler=house.scheduler_address,
             validator=house.validator_address,

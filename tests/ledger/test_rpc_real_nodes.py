@@ -27,7 +27,8 @@ from websockets.sync.client import ClientConnection
 from talkoo_core.signing import PrivateKey
 from talkoo_sim.cometbft import cometbft_binary
 from talkoo_sim.ledger_chain import CHAIN_ID, address, key_of
-from talkoo_sim.ledger_processes import Ledgers, free_ports
+from talkoo_sim.ledger_processes import Ledgers
+from talkoo_sim.ports import free_ports
 from talkoo_sim.rpc_nodes import DEADLINE_S, Nodes, Rpc, until
 from talkoo_sim.tampering_proxy import TamperingProxy
 

@@ -17,7 +17,8 @@ from talkoo_consensus.encoding import block_id_of, decode_block
 
 from talkoo_sim.comet_processes import CometLedgers
 from talkoo_sim.ledger_chain import address
-from talkoo_sim.ledger_processes import Ledgers, free_ports
+from talkoo_sim.ledger_processes import Ledgers
+from talkoo_sim.ports import free_ports
 from talkoo_sim.tampering_proxy import TamperingProxy
 
 COMMAND_S = 60.0

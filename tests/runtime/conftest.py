@@ -20,14 +20,9 @@ from talkoo_runtime.etcd import EtcdStore
 from talkoo_runtime.etcd_server import etcd_arguments
 from talkoo_runtime.pki import Authority, ensure_authority, ensure_certificate, identity_uri, trust_bundle
 from talkoo_runtime.service_settings import ServiceSettings
+from talkoo_sim.ports import free_port
 
 PATIENCE_S = 30.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def eventually(holds: Callable[[], Awaitable[bool]], what: str) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -36,15 +35,10 @@ from talkoo_runtime.keys import save_key
 from talkoo_runtime.pki import ensure_authority, ensure_certificate, identity_uri, trust_bundle
 from talkoo_runtime.service_settings import ServiceSettings
 from talkoo_sim.ledger_chain import LedgerChain, address, make_genesis
+from talkoo_sim.ports import free_port
 
 PATIENCE_S = 40.0
 GANG = {"north": "north-1", "east": "east-1"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def until(holds: Callable[[], Awaitable[bool]], what: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import socket
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -249,15 +248,3 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout_s: 
 def kit() -> ModuleType:
     """This module's functions, for tests that cannot import it by name."""
     return sys.modules[__name__]
-
-
-@pytest.fixture
-def free_port() -> Callable[[], int]:
-    """Ports nobody listens on now."""
-
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
-
-    return find

@@ -29,6 +29,7 @@ from talkoo_runtime.keys import create_key
 from talkoo_runtime.pki import ensure_authority, ensure_certificate, identity_uri, trust_bundle
 from talkoo_runtime.service_settings import ServiceSettings
 from talkoo_runtime.supervision import Background
+from talkoo_sim.ports import free_port
 
 ORGANIZATIONS = ("east", "north", "south", "west")
 
@@ -179,7 +180,7 @@ class Place:
 
 
 @pytest.fixture
-async def place(tmp_path: Path, gang: Any, free_port: Any) -> AsyncIterator[tuple[Place, int]]:
+async def place(tmp_path: Path, gang: Any) -> AsyncIterator[tuple[Place, int]]:
     place, port = Place(tmp_path, gang), free_port()
     server = await place.start_ledger(port)
     yield place, port
@@ -192,7 +193,7 @@ async def states(stub: Any) -> list[tuple[int, str]]:
 
 
 async def test_honest_forged_and_missing_segments_get_their_verdicts_in_turn(
-    place: tuple[Place, int], gang: Any, free_port: Any, kit: ModuleType
+    place: tuple[Place, int], gang: Any, kit: ModuleType
 ) -> None:
     here, ledger_port = place
     forged = kit.with_forged_loss(gang, segment=1, rank=0, step=3)
@@ -223,7 +224,7 @@ async def test_honest_forged_and_missing_segments_get_their_verdicts_in_turn(
 
 
 async def test_a_validator_killed_between_commit_and_reveal_opens_its_verdict_after_the_restart(
-    place: tuple[Place, int], gang: Any, free_port: Any, kit: ModuleType
+    place: tuple[Place, int], gang: Any, kit: ModuleType
 ) -> None:
     here, ledger_port = place
     key = here.ledger.open_audit(gang.segments[1])
@@ -251,9 +252,7 @@ async def test_a_validator_killed_between_commit_and_reveal_opens_its_verdict_af
     assert here.ledger.revealed[0].heldout_total == 10
 
 
-async def test_an_audit_of_a_discarded_segment_is_dropped(
-    place: tuple[Place, int], gang: Any, free_port: Any, kit: ModuleType
-) -> None:
+async def test_an_audit_of_a_discarded_segment_is_dropped(place: tuple[Place, int], gang: Any, kit: ModuleType) -> None:
     here, ledger_port = place
     segment = state_pb2.Segment()
     segment.CopyFrom(gang.segments[0])
@@ -271,7 +270,6 @@ async def test_an_audit_of_a_discarded_segment_is_dropped(
 async def test_without_torch_the_validator_serves_and_says_why_it_abstains(
     place: tuple[Place, int],
     gang: Any,
-    free_port: Any,
     kit: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -8,6 +8,7 @@ import sys
 from talkoo_core.errors import TalkooError
 from talkoo_sim.cluster.binaries import kubectl
 from talkoo_sim.cluster.cluster import Cluster
+from talkoo_sim.cluster.deployment import Deployment
 from talkoo_sim.cluster.layout import Layout
 
 DEFAULT_NAME = "play"
@@ -18,6 +19,7 @@ def main() -> int:
     parser.add_argument("do", choices=("up", "down"))
     parser.add_argument("--name", default=DEFAULT_NAME, help="several clusters have different names")
     parser.add_argument("--nodes", type=int, default=2, help="0: the control plane alone")
+    parser.add_argument("--bare", action="store_true", help="without Talkoo")
     arguments = parser.parse_args()
     try:
         cluster = Cluster(Layout(arguments.name, arguments.nodes))
@@ -26,7 +28,13 @@ def main() -> int:
             _say(f"the cluster {arguments.name} is gone")
             return 0
         cluster.up(_say)
-        _say(f"ready. Use it:\n  export KUBECONFIG={cluster.layout.kubeconfig}\n  {kubectl()} get nodes")
+        if not arguments.bare and arguments.nodes:
+            deployment = Deployment(cluster)
+            deployment.prepare(_say)
+            _say("helm install talkoo")
+            deployment.install()
+            deployment.wait_ready()
+        _say(f"ready. Use it:\n  export KUBECONFIG={cluster.layout.kubeconfig}\n  {kubectl()} get nodes,pods -A")
     except TalkooError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return error.exit_status

@@ -17,7 +17,7 @@ def volumes(layout: Layout, count: int, size: str = "60Gi") -> list[dict[str, An
     names = layout.node_names()
     for number in range(count):
         folder = layout.folder / "volumes" / str(number)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         os.chown(folder, USER, USER)
         terms = [{"key": "kubernetes.io/hostname", "operator": "In", "values": [names[number % len(names)]]}]
         made.append(

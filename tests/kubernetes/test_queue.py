@@ -1,0 +1,122 @@
+"""The work queue: one look at a time for each object, none lost, failures with growing pauses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from talkoo_operator import queue as module
+from talkoo_operator.queue import Key, WorkQueue
+
+from talkoo_core.errors import Unavailable
+
+A, B = ("default", "a"), ("default", "b")
+
+
+@contextlib.asynccontextmanager
+async def running(work: Callable[[Key], Awaitable[float | None]], workers: int = 4) -> AsyncIterator[WorkQueue]:
+    queue = WorkQueue(work)
+    serving = asyncio.create_task(queue.run(workers))
+    try:
+        yield queue
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_woken_often_while_busy_is_looked_at_once_more() -> None:
+    looks: list[Key] = []
+    gate = asyncio.Event()
+
+    async def work(key: Key) -> None:
+        looks.append(key)
+        await gate.wait()
+
+    async with running(work) as queue:
+        queue.wake(A)
+        await until(lambda: len(looks) == 1)
+        for _ in range(100):
+            queue.wake(A)
+        await asyncio.sleep(0)
+        assert looks == [A], "never two looks at one object at a time"
+        gate.set()
+        await until(lambda: len(queue) == 0)
+        assert looks == [A, A]
+
+
+async def test_objects_are_worked_on_side_by_side() -> None:
+    together = asyncio.Barrier(2)
+
+    async def work(key: Key) -> None:
+        async with asyncio.timeout(5):
+            await together.wait()
+
+    async with running(work, workers=2) as queue:
+        queue.wake(A)
+        queue.wake(B)
+        await until(lambda: len(queue) == 0)
+        assert together.n_waiting == 0
+
+
+async def test_a_failure_is_tried_again_with_growing_pauses_and_stops_nobody_else(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(module, "RETRY_FIRST_S", 0.01)
+    monkeypatch.setattr(module, "RETRY_MAX_S", 0.05)
+    at: list[float] = []
+    others: list[Key] = []
+
+    async def work(key: Key) -> None:
+        if key == B:
+            others.append(key)
+            return
+        at.append(asyncio.get_running_loop().time())
+        if len(at) < 6:
+            raise Unavailable("the ledger is away") if len(at) % 2 else RuntimeError("a fault of ours")
+
+    async with running(work, workers=1) as queue:
+        queue.wake(A)
+        queue.wake(B)
+        await until(lambda: len(at) == 6 and len(queue) == 0)
+        pauses = [b - a for a, b in itertools.pairwise(at)]
+        for pause, least in zip(pauses, (0.01, 0.02, 0.04, 0.05, 0.05), strict=True):
+            assert pause >= least * 0.9
+        assert others == [B]
+        assert not queue._failures, "a success begins anew"
+
+
+async def test_work_may_ask_to_be_called_again_and_news_come_first() -> None:
+    looks: list[float] = []
+
+    async def work(key: Key) -> float | None:
+        looks.append(asyncio.get_running_loop().time())
+        return {1: 0.02, 2: 3600.0}.get(len(looks))
+
+    async with running(work) as queue:
+        queue.wake(A)
+        await until(lambda: len(looks) == 2)
+        assert looks[1] - looks[0] >= 0.018
+        queue.wake(A)  # not after an hour
+        await until(lambda: len(looks) == 3)
+        assert not queue._timers
+
+
+async def test_a_forgotten_object_is_not_looked_at_again() -> None:
+    looks: list[Key] = []
+
+    async def work(key: Key) -> float:
+        looks.append(key)
+        return 0.03
+
+    async with running(work) as queue:
+        queue.wake(A)
+        await until(lambda: len(looks) == 1 and bool(queue._timers))
+        queue.forget(A)
+        await asyncio.sleep(0.06)
+        assert looks == [A]
