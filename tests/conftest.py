@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from talkoo_core.errors import NotFound
+from talkoo_core.errors import NotFound, TalkooError
 from talkoo_sim.cometbft import cometbft_binary
 from talkoo_sim.go_tools import find_go
 
@@ -33,7 +35,13 @@ def cometbft(request: pytest.FixtureRequest) -> Path:
         _leave_out(request, error)
 
 
-def _leave_out(request: pytest.FixtureRequest, error: NotFound) -> NoReturn:
+@pytest.fixture
+def leave_out(request: pytest.FixtureRequest) -> Callable[[TalkooError], NoReturn]:
+    """Ends the test as not run, for the reason that the error gives."""
+    return functools.partial(_leave_out, request)
+
+
+def _leave_out(request: pytest.FixtureRequest, error: TalkooError) -> NoReturn:
     _not_run[request.node.nodeid] = str(error)
     pytest.skip(str(error))
 
