@@ -1,4 +1,4 @@
-"""Real clusters for the tests of this room: each is brought up by the first test that asks, and taken away at the end."""
+"""Real clusters for the tests of this room, brought up by the first test that asks and taken away at the end."""
 
 from __future__ import annotations
 
