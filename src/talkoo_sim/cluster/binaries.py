@@ -19,6 +19,8 @@ DEBIAN = {
     "nft": "nftables",
     "conntrack": "conntrack",
     "ip": "iproute2",
+    "nsenter": "util-linux",
+    "sysctl": "procps",
     "debootstrap": "debootstrap",
     "buildah": "buildah",
     "ctr": "containerd",

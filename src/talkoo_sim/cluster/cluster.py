@@ -22,7 +22,7 @@ from talkoo_sim.cluster.commands import run
 from talkoo_sim.cluster.groups import end_group, join_group, make_group
 from talkoo_sim.cluster.images import import_own_images
 from talkoo_sim.cluster.layout import Layout
-from talkoo_sim.cluster.network import make_bridge, remove_network, write_cni
+from talkoo_sim.cluster.network import inside_namespace, make_network, remove_network, write_cni
 from talkoo_sim.cluster.nodes import containerd_command, kubelet_command
 
 START_TIMEOUT_S = 90.0
@@ -123,7 +123,7 @@ class Cluster:
         make_group(layout.cgroup)
         authority = ClusterAuthority(layout.folder / "pki")
         authority.kubeconfig(layout.kubeconfig, layout.api_url, "admin", "system:masters")
-        make_bridge(layout)
+        make_network(layout)
         say("control plane: etcd, API server, controller manager, scheduler")
         self._start("etcd", control_plane.etcd_command(layout))
         self._start("kube-apiserver", control_plane.api_server_command(layout, authority))
@@ -172,10 +172,14 @@ class Cluster:
         return int(status.get("readyReplicas", 0)) > 0
 
     def _start(self, part: str, command: list[str]) -> None:
-        """Its own session, so that it outlives the command that brought the cluster up; in the cluster's group."""
+        """In the cluster's group and network, and a session of its own: it outlives the command that started it."""
         with (self.layout.folder / "logs" / f"{part}.log").open("ab") as log:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                [*inside_namespace(self.layout), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         join_group(self.layout.cgroup, process.pid)
         self._processes[part] = process

@@ -42,8 +42,18 @@ class Layout:
         return f"10.{FIRST_NETWORK + zlib.crc32(self.name.encode()) % NETWORKS}"
 
     @property
-    def bridge(self) -> str:
+    def network_namespace(self) -> str:
+        return f"talkoo-{self.name}"
+
+    @property
+    def link(self) -> str:
+        """This machine's end of the link to the cluster."""
         return f"tkc-{self.name}"
+
+    @property
+    def outside_address(self) -> str:
+        """This machine's, as the cluster sees it."""
+        return f"{self.network}.0.254"
 
     @property
     def cgroup(self) -> str:

@@ -1,4 +1,4 @@
-"""The cluster's own bridge with the nodes' addresses on it, and its CNI configuration."""
+"""The cluster's own network namespace with its nodes' addresses, the link to it, and its CNI configuration."""
 
 from __future__ import annotations
 
@@ -10,19 +10,49 @@ from talkoo_sim.cluster.binaries import binary, cni_folder
 from talkoo_sim.cluster.commands import run
 from talkoo_sim.cluster.layout import Layout
 
-FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+NAMESPACES = Path("/run/netns")
+LINKS = Path("/sys/class/net")
 CNI_RESULTS = Path("/var/lib/cni/results")
 """Where the CNI library remembers what it gave to which container; it knows no other place."""
+BRIDGE = "nodes"
+UPLINK = "uplink"
 
 
-def make_bridge(layout: Layout) -> None:
-    """A bridge that carries the addresses of API server and nodes: kubelet takes no address of loopback or a dummy."""
-    ip = binary("ip")
-    run([ip, "link", "add", layout.bridge, "type", "bridge"])
+def make_network(layout: Layout) -> None:
+    """A namespace with a bridge that carries the addresses of API server and nodes, and a link to this machine.
+
+    All parts of the cluster live in it, so its rules, routes and links are its own, and go with it. A bridge,
+    because kubelet takes no address of loopback or a dummy.
+    """
+    ip, name = binary("ip"), layout.network_namespace
+    run([ip, "netns", "add", name])
+    inside: list[str | Path] = [ip, "-n", name]
+    run([*inside, "link", "set", "lo", "up"])
+    run([*inside, "link", "add", BRIDGE, "type", "bridge"])
     for address in (layout.api_address, *(layout.node_address(number + 1) for number in range(layout.nodes))):
-        run([ip, "address", "add", f"{address}/24", "dev", layout.bridge])
-    run([ip, "link", "set", layout.bridge, "up"])
-    FORWARDING.write_text("1")
+        run([*inside, "address", "add", f"{address}/24", "dev", BRIDGE])
+    run([ip, "link", "add", layout.link, "type", "veth", "peer", "name", UPLINK, "netns", name])
+    run([*inside, "link", "set", UPLINK, "master", BRIDGE])
+    for link in (BRIDGE, UPLINK):
+        run([*inside, "link", "set", link, "up"])
+    run([ip, "address", "add", f"{layout.outside_address}/24", "dev", layout.link])
+    run([ip, "link", "set", layout.link, "up"])
+    run([ip, "route", "add", layout.pods_cidr, "via", layout.api_address])
+    run([*inside, "route", "add", "default", "via", layout.outside_address])
+    for where in (inside_namespace(layout), []):
+        run([*where, str(binary("sysctl")), "-qw", "net.ipv4.ip_forward=1"])
+
+
+def inside_namespace(layout: Layout) -> list[str]:
+    """Put before a command, it runs in the cluster's network namespace, as the same process."""
+    return [str(binary("nsenter")), f"--net={NAMESPACES / layout.network_namespace}"]
+
+
+def set_link(layout: Layout, *, up: bool) -> None:
+    """Whether the cluster reaches this machine and the other clusters on it."""
+    run([binary("ip"), "link", "set", layout.link, "up" if up else "down"])
+    if up:  # the kernel forgets routes of a link that goes down
+        run([binary("ip"), "route", "replace", layout.pods_cidr, "via", layout.api_address])
 
 
 def write_cni(layout: Layout, number: int) -> Path:
@@ -54,24 +84,12 @@ def write_cni(layout: Layout, number: int) -> Path:
 
 
 def remove_network(layout: Layout) -> None:
-    """Bridge, links to pods that are gone, rules, remembered results. What is not there is fine."""
-    ip, nft = binary("ip"), binary("nft")
-    links = json.loads(run([ip, "-json", "address"]) or "[]")
-    for link in links:
-        addresses = [a.get("local", "") for a in link.get("addr_info", ())]
-        ours = [a for a in addresses if a.startswith(f"{layout.network}.")]
-        if link["ifname"] == layout.bridge or (link["ifname"].startswith("veth") and ours):
-            run([ip, "link", "delete", link["ifname"]])
-    tables = run([nft, "list", "tables"])
-    for family in ("ip", "ip6"):
-        if not _others(links, layout) and f"table {family} kube-proxy" in tables:
-            run([nft, "delete", "table", family, "kube-proxy"])
+    """The namespace with all that is in it, and remembered results. What is not there is fine."""
+    ip = binary("ip")
+    if (NAMESPACES / layout.network_namespace).exists():
+        run([ip, "netns", "delete", layout.network_namespace])
+    if (LINKS / layout.link).exists():
+        run([ip, "link", "delete", layout.link])
     for remembered in CNI_RESULTS.glob(f"{layout.pod_network}-*"):
         remembered.unlink()
     shutil.rmtree(Path("/run/cni") / layout.pod_network, ignore_errors=True)
-
-
-def _others(links: list[dict[str, object]], layout: Layout) -> bool:
-    """Whether another cluster of ours is there; kube-proxy's table has one name for all."""
-    prefix = layout.bridge.removesuffix(layout.name)
-    return any(str(link["ifname"]).startswith(prefix) and link["ifname"] != layout.bridge for link in links)
