@@ -6,7 +6,7 @@ UV := $(BIN)/uv
 export UV_NO_PROGRESS ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check lint types unit lock protos format clean
+.PHONY: help demo up test check lint types unit cluster cluster-down cluster-parts lock protos format clean
 
 help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,7 +17,7 @@ demo: $(VENV)/.run-ready ## set up, then run the whole loop on this machine: fun
 up: $(VENV)/.run-ready ## set up, then start a federation of four organizations that stays; Ctrl-C stops it
 	@$(BIN)/talkoo up
 
-test: $(VENV)/.dev-ready check unit ## set up, then check and test everything
+test: $(VENV)/.dev-ready check cluster-parts unit ## set up, then check and test everything
 
 check: $(VENV)/.dev-ready lint types ## lint, dependency rule, types, freshness of generated code
 	@$(BIN)/python tools/generate_protos.py --check
@@ -33,6 +33,15 @@ types: $(VENV)/.dev-ready
 
 unit: $(VENV)/.dev-ready
 	@$(BIN)/python -m pytest
+
+cluster-parts: $(VENV)/.dev-ready
+	@$(BIN)/python -m talkoo_sim.cluster prepare || echo "==> NO REAL CLUSTER: tests that need one are not run, and the last lines say which"
+
+cluster: $(VENV)/.dev-ready ## set up, then bring up Kubernetes on this machine with Talkoo in it (root, Go, Debian packages of tests/kubernetes/packages.txt)
+	@$(BIN)/python -m talkoo_sim.cluster up
+
+cluster-down: $(VENV)/.dev-ready ## take the cluster away, whatever became of it
+	@$(BIN)/python -m talkoo_sim.cluster down
 
 format: $(VENV)/.dev-ready ## put the code in shape
 	@$(BIN)/ruff check --fix .

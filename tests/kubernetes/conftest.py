@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from talkoo_core.errors import InvalidInput, NotFound, TalkooError
 from talkoo_sim.cluster.cluster import Cluster
+from talkoo_sim.cluster.deployment import Deployment
 from talkoo_sim.cluster.layout import Layout
 
 NAME_VARIABLE = "TALKOO_TEST_CLUSTER"
@@ -23,6 +26,7 @@ class Clusters:
     def __init__(self) -> None:
         self._up: dict[str, Cluster] = {}
         self._missing: dict[str, TalkooError] = {}
+        self._deployments: dict[str, Deployment] = {}
 
     def get(self, name: str, nodes: int) -> Cluster:
         """Raises NotFound (a program, Go) or InvalidInput (no root)."""
@@ -38,6 +42,23 @@ class Clusters:
                 raise
             self._up[name] = made
         return self._up[name]
+
+    def deployment(self, name: str, nodes: int) -> Deployment:
+        """Talkoo in a cluster of its own. What happened is kept when it does not get ready."""
+        if name not in self._deployments:
+            made = Deployment(self.get(name, nodes))
+            try:
+                made.prepare()
+                made.install()
+                made.wait_ready()
+            except NotFound as error:
+                self._missing[name] = error
+                raise
+            except BaseException:
+                made.cluster.keep_logs(Path(f"{made.cluster.layout.folder}-logs"))
+                raise
+            self._deployments[name] = made
+        return self._deployments[name]
 
     def down(self) -> None:
         for each in self._up.values():
@@ -58,3 +79,31 @@ def control_plane(clusters: Clusters, leave_out: Callable[[TalkooError], NoRetur
         return clusters.get(f"{NAME}cp", nodes=0)
     except (NotFound, InvalidInput) as error:
         leave_out(error)
+
+
+@pytest.fixture
+def deployed(clusters: Clusters, leave_out: Callable[[TalkooError], NoReturn]) -> Deployment:
+    """Talkoo as the chart installs it on two real nodes; one for the whole run, so a test leaves it usable."""
+    try:
+        return clusters.deployment(NAME, nodes=2)
+    except (NotFound, InvalidInput) as error:
+        leave_out(error)
+
+
+@pytest.fixture(name="eventually")
+def _eventually() -> Callable[..., Any]:
+    """Polls until `holds` gives something true, which is returned. What cannot be asked for a moment does not hold."""
+
+    def eventually(holds: Callable[[], Any], what: str, patience_s: float = 120.0) -> Any:
+        deadline, reason = time.monotonic() + patience_s, ""
+        while True:
+            try:
+                found = holds()
+            except TalkooError as error:
+                found, reason = None, f" ({error})"
+            if found:
+                return found
+            assert time.monotonic() < deadline, f"not in {patience_s:.0f} s: {what}{reason}"
+            time.sleep(0.2)
+
+    return eventually

@@ -1,4 +1,4 @@
-"""`python -m talkoo_sim.cluster up|down`: a cluster to play with on this machine."""
+"""`python -m talkoo_sim.cluster up|down`: a cluster to play with on this machine; `prepare` only builds its parts."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import argparse
 import sys
 
 from talkoo_core.errors import TalkooError
-from talkoo_sim.cluster.binaries import kubectl
+from talkoo_sim.cluster.binaries import DEBIAN, TOOLS, binary, cni_folder, kubectl
 from talkoo_sim.cluster.cluster import Cluster
 from talkoo_sim.cluster.deployment import Deployment
 from talkoo_sim.cluster.layout import Layout
+from talkoo_sim.cluster.own_images import TARGETS, image_archive
 
 DEFAULT_NAME = "play"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m talkoo_sim.cluster", description=__doc__)
-    parser.add_argument("do", choices=("up", "down"))
+    parser.add_argument("do", choices=("up", "down", "prepare"))
     parser.add_argument("--name", default=DEFAULT_NAME, help="several clusters have different names")
     parser.add_argument("--nodes", type=int, default=2, help="0: the control plane alone")
     parser.add_argument("--bare", action="store_true", help="without Talkoo")
     arguments = parser.parse_args()
     try:
+        if arguments.do == "prepare":
+            prepare()
+            return 0
         cluster = Cluster(Layout(arguments.name, arguments.nodes))
         if arguments.do == "down":
             cluster.down()
@@ -39,6 +43,16 @@ def main() -> int:
         sys.stderr.write(f"error: {error.message}\n")
         return error.exit_status
     return 0
+
+
+def prepare() -> None:
+    """Build all programs and images, so that nothing waits for it later. Raises NotFound (a program to install)."""
+    for name in (*TOOLS, *DEBIAN):
+        binary(name)
+    cni_folder()
+    for target in TARGETS:
+        image_archive(target)
+    _say("the parts of a test cluster are there")
 
 
 def _say(line: str) -> None:
