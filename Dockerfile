@@ -33,9 +33,8 @@ RUN python3 -m venv --without-pip /opt/storage \
 
 FROM ${PYTHON} AS base
 RUN mkdir -p /var/lib/talkoo && chown 10001:10001 /var/lib/talkoo
-# USER: libraries ask for a name, and the id has none. TALKOO_PARENT_IS_INIT: a service is process 1 of its container,
-# so a child whose parent is process 1 has not been orphaned.
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/var/lib/talkoo USER=talkoo TALKOO_PARENT_IS_INIT=1
+# USER: libraries ask for a name, and the id has none.
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/var/lib/talkoo USER=talkoo
 USER 10001:10001
 WORKDIR /var/lib/talkoo
 

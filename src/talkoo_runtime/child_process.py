@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from talkoo_runtime.child_log import ChildLog
+from talkoo_runtime.parent_death import bound_to_us
 
 log = logging.getLogger(__name__)
 FIRST_BACK_OFF_S = 0.3
@@ -41,7 +42,7 @@ _LAUNCH = (
 class ChildProcess:
     """One child with its log file. `on_crash` gets a sentence; `ready` is set at its line `ready …` on stdout.
 
-    A Python child is asked by `TALKOO_DIE_WITH_PARENT` to end with us (`supervision.die_with_parent`); for any other
+    A Python child is asked by `parent_death` to end with us; for any other
     program that is arranged before it begins.
     """
 
@@ -62,9 +63,8 @@ class ChildProcess:
         self._log = ChildLog(log_path)
         self._environment = {
             **os.environ,
-            "TALKOO_DIE_WITH_PARENT": "1",
             "GRPC_ENABLE_FORK_SUPPORT": "0",
-            **({"TALKOO_PARENT_IS_INIT": "1"} if os.getpid() == 1 else {}),
+            **bound_to_us(),
             **(environment or {}),
         }
         self._on_crash = on_crash or (lambda sentence: log.warning("%s", sentence))

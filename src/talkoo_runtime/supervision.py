@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from talkoo_core.errors import InvalidInput, TalkooError
 from talkoo_runtime.logs import setup_logging
+from talkoo_runtime.parent_death import die_with_parent
 from talkoo_runtime.service_settings import ServiceSettings
 from talkoo_runtime.settings import load_settings
 from talkoo_runtime.telemetry import setup_tracing
@@ -179,15 +180,3 @@ def _exit_status_of(error: BaseException | None) -> int:
         return error.exit_status
     sys.stderr.write(f"error: {type(error).__name__}: {error}\n")
     return OUR_FAULT
-
-
-def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent dies, so that a killed `talkoo up` leaves nothing running."""
-    if os.environ.get("TALKOO_DIE_WITH_PARENT") != "1" or not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() == 1 and os.environ.get("TALKOO_PARENT_IS_INIT") != "1":
-        os.kill(os.getpid(), signal.SIGTERM)

@@ -26,6 +26,7 @@ from talkoo_runtime.disk import write_atomic
 from talkoo_runtime.grpc_client import open_channel
 from talkoo_runtime.keys import save_key
 from talkoo_runtime.ledger_client import LedgerClient
+from talkoo_runtime.parent_death import bound_to_us
 from talkoo_runtime.pki import (
     CERTIFICATE_FILE,
     KEY_FILE,
@@ -128,7 +129,7 @@ class Ledgers:
                     [sys.executable, *self.launcher, "--settings", str(self.settings_path(name))],
                     stdout=log,
                     stderr=log,
-                    env=os.environ | {"TALKOO_DIE_WITH_PARENT": "1"},
+                    env=os.environ | bound_to_us(),
                 )
 
     def stop(self, *names: str, how: signal.Signals = signal.SIGKILL) -> None:

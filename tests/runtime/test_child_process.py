@@ -182,10 +182,11 @@ async def test_children_do_not_outlive_a_killed_parent(tmp_path: Path, eventuall
             sys.executable,
             "-c",
             "import subprocess, sys, os\n"
-            "code = 'from talkoo_runtime.supervision import die_with_parent; import time; die_with_parent();"
+            "code = 'from talkoo_runtime.parent_death import die_with_parent; import time; die_with_parent();"
             " print(1, flush=True); time.sleep(600)'\n"
-            "p = subprocess.Popen([sys.executable, '-c', code], env={**os.environ, 'TALKOO_DIE_WITH_PARENT': '1'},"
-            " stdout=subprocess.PIPE)\n"
+            "from talkoo_runtime.parent_death import bound_to_us\n"
+            "env = os.environ | bound_to_us()\n"
+            "p = subprocess.Popen([sys.executable, '-c', code], env=env, stdout=subprocess.PIPE)\n"
             "p.stdout.readline(); print(p.pid, flush=True); p.wait()",
         ],
         stdout=subprocess.PIPE,
@@ -200,3 +201,17 @@ async def test_children_do_not_outlive_a_killed_parent(tmp_path: Path, eventuall
         return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
     await eventually(gone, "the child has ended")
+
+
+def test_a_child_of_process_1_of_a_container_is_no_orphan() -> None:
+    """In a container a service is process 1; its children live, and say so."""
+    child = "from talkoo_runtime.parent_death import die_with_parent; die_with_parent(); print('alive')"
+    service = (
+        "import os, subprocess, sys\n"
+        "from talkoo_runtime.parent_death import bound_to_us\n"
+        "assert os.getpid() == 1\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}], env=os.environ | bound_to_us(), check=True)\n"
+    )
+    new_pids = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    said = subprocess.run([*new_pids, sys.executable, "-c", service], capture_output=True, text=True, check=False)
+    assert said.stdout == "alive\n", said.stderr

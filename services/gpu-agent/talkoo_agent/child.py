@@ -13,6 +13,7 @@ import msgspec
 from talkoo_agent.spawn import Spawned, spawn
 from talkoo_agent.trainer_messages import LINE_MAX_BYTES, line_of
 from talkoo_core.errors import Failed, Unavailable
+from talkoo_runtime.parent_death import bound_to_us
 
 T = TypeVar("T")
 
@@ -24,6 +25,7 @@ KEPT_ENVIRONMENT = (
     "LC_ALL",
     "TMPDIR",
     "LD_LIBRARY_PATH",
+    "PYTHONPATH",
     "CUDA_VISIBLE_DEVICES",
     "VIRTUAL_ENV",
 )
@@ -58,11 +60,9 @@ class LineChild(Generic[T]):
             "MKL_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-            "TALKOO_DIE_WITH_PARENT": "1",
         }
-        self._process = await spawn(
-            [sys.executable, "-m", self._module], environment | threads | self._environment, LINE_MAX_BYTES
-        )
+        environment |= threads | bound_to_us() | self._environment
+        self._process = await spawn([sys.executable, "-m", self._module], environment, LINE_MAX_BYTES)
         self._log_reader = asyncio.create_task(self._read_log(), name=f"log of {self._module}")
 
     async def send(self, message: msgspec.Struct) -> None:

@@ -17,7 +17,7 @@ from talkoo_agent.trainer_messages import (
     to_model_server,
 )
 from talkoo_core.errors import TalkooError
-from talkoo_runtime.supervision import die_with_parent
+from talkoo_runtime.parent_death import die_with_parent
 
 
 def main() -> int:

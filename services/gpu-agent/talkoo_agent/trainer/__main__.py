@@ -15,7 +15,7 @@ from pathlib import Path
 from talkoo_agent.lines import Lines
 from talkoo_agent.trainer_messages import ChildFailed, RunSegment, Start, Warm, Warmed, line_of, to_trainer
 from talkoo_core.errors import InvalidInput, TalkooError
-from talkoo_runtime.supervision import die_with_parent
+from talkoo_runtime.parent_death import die_with_parent
 
 
 def main() -> int:
