@@ -6,6 +6,7 @@ kept outside of the checkout, keyed by all that goes into them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -41,8 +42,8 @@ CERTIFICATES = Path("/etc/ssl/certs")
 
 
 def image_name(target: str) -> str:
-    """As pods name it."""
-    return f"{REPOSITORY}/talkoo-{target}:test"
+    """As pods name it; another one when anything in it changed, so that an upgrade brings it to them."""
+    return f"{REPOSITORY}/talkoo-{target}:{_fingerprint()}"
 
 
 def image_archive(target: str) -> Path:
@@ -95,6 +96,7 @@ def _buildah(*arguments: str) -> str:
     return run([binary("buildah"), "--storage-driver", "overlay", *arguments], timeout_s=BUILD_TIMEOUT_S)
 
 
+@functools.cache
 def _fingerprint() -> str:
     """Of every file that the build sees, as git would commit it."""
     listed = subprocess.run(
