@@ -1,4 +1,7 @@
-"""`python -m talkoo_sim.cluster up|down`: a cluster to play with on this machine; `prepare` only builds its parts."""
+"""`python -m talkoo_sim.cluster up|down|deploy|prepare`: a cluster to play with on this machine.
+
+`deploy` gives the one that is up the code as it is now; `prepare` only builds all parts.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ DEFAULT_NAME = "play"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m talkoo_sim.cluster", description=__doc__)
-    parser.add_argument("do", choices=("up", "down", "prepare"))
+    parser = argparse.ArgumentParser(
+        prog="python -m talkoo_sim.cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("do", choices=("up", "down", "deploy", "prepare"))
     parser.add_argument("--name", default=DEFAULT_NAME, help="several clusters have different names")
     parser.add_argument("--nodes", type=int, default=2, help="0: the control plane alone")
     parser.add_argument("--bare", action="store_true", help="without Talkoo")
@@ -31,18 +36,23 @@ def main() -> int:
             cluster.down()
             _say(f"the cluster {arguments.name} is gone")
             return 0
-        cluster.up(_say)
+        if arguments.do == "up":
+            cluster.up(_say)
         if not arguments.bare and arguments.nodes:
-            deployment = Deployment(cluster)
-            deployment.prepare(_say)
-            _say("helm install talkoo")
-            deployment.install()
-            deployment.wait_ready()
+            deploy(cluster)
         _say(f"ready. Use it:\n  export KUBECONFIG={cluster.layout.kubeconfig}\n  {kubectl()} get nodes,pods -A")
     except TalkooError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return error.exit_status
     return 0
+
+
+def deploy(cluster: Cluster) -> None:
+    deployment = Deployment(cluster)
+    deployment.prepare(_say)
+    _say("helm upgrade --install talkoo")
+    deployment.install()
+    deployment.wait_ready()
 
 
 def prepare() -> None:
