@@ -10,12 +10,14 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from talkoo_runtime.child_log import ChildLog
+from talkoo_runtime.exit_status import exit_status
 from talkoo_runtime.parent_death import bound_to_us
 
 log = logging.getLogger(__name__)
@@ -69,14 +71,14 @@ class ChildProcess:
         }
         self._on_crash = on_crash or (lambda sentence: log.warning("%s", sentence))
         self._ready_when = ready_when
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._last_lines: deque[str] = deque(maxlen=KEPT_LINES)
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process is not None and self._process.returncode is None else None
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> None:
         self._stopping.clear()
@@ -131,11 +133,11 @@ class ChildProcess:
         self._last_lines.clear()
         output, theirs = os.pipe()
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._arguments,
-                stdin=asyncio.subprocess.DEVNULL,
+            self._process = subprocess.Popen(  # noqa: ASYNC220  # vfork and exec; exit_status.py says why not asyncio's
+                self._arguments,
+                stdin=subprocess.DEVNULL,
                 stdout=theirs,
-                stderr=asyncio.subprocess.STDOUT,
+                stderr=subprocess.STDOUT,
                 env=self._environment,
                 start_new_session=True,
             )
@@ -148,7 +150,7 @@ class ChildProcess:
             self._signal(signal.SIGTERM)
         copying = asyncio.create_task(self._copy_output(output), name=f"output of {self.name}")
         try:
-            status = await self._process.wait()
+            status = await exit_status(self._process)
             await asyncio.wait({copying}, timeout=DRAIN_S)
         finally:
             copying.cancel()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from talkoo_core.errors import FAMILIES, Failed, error_of
+from talkoo_core.errors import FAMILIES, Failed, Unavailable, error_of
 from talkoo_runtime.bundle import unpack
+from talkoo_runtime.exit_status import exit_status
 
 COUNT_TIMEOUT_S = 120.0
 MAX_CHILD_ERROR = 1000
+MAX_CHILD_OUTPUT = 1 << 20
 
 
 async def count_flops(code: bytes, data: Path, module: str, config_json: str) -> int:
@@ -25,11 +29,17 @@ async def count_flops(code: bytes, data: Path, module: str, config_json: str) ->
 
 
 async def _run_child(command: list[str]) -> tuple[int, bytes, bytes]:
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)  # noqa: ASYNC220  # vfork
+        status = await _ended(process)
+        out.seek(0)
+        err.seek(0)
+        return status, out.read(MAX_CHILD_OUTPUT), err.read(MAX_CHILD_OUTPUT)
+
+
+async def _ended(process: subprocess.Popen[bytes]) -> int:
     try:
-        out, err = await asyncio.wait_for(process.communicate(), COUNT_TIMEOUT_S)
+        return await asyncio.wait_for(exit_status(process), COUNT_TIMEOUT_S)
     except TimeoutError:
         raise Failed(
             f"the module did not finish one sample in {COUNT_TIMEOUT_S:.0f} s; make open_data and the first batch "
@@ -37,10 +47,9 @@ async def _run_child(command: list[str]) -> tuple[int, bytes, bytes]:
             code="count_timeout",
         ) from None
     finally:
-        if process.returncode is None:
+        if process.poll() is None:
             process.kill()
-            await process.wait()
-    return process.returncode or 0, out, err
+            process.wait()
 
 
 def _counted(status: int, out: bytes, err: bytes) -> int:
@@ -50,6 +59,11 @@ def _counted(status: int, out: bytes, err: bytes) -> int:
             return int(json.loads(out.decode().strip().splitlines()[-1])["flops_per_sample"])
     except (ValueError, IndexError, KeyError, TypeError):
         pass
+    if status < 0:
+        raise Unavailable(
+            f"the child that counts operations was ended by {signal.Signals(-status).name}; is there enough memory?",
+            code="count_killed",
+        )
     families = {family.exit_status: name for name, family in FAMILIES.items()}
     raise error_of(families.get(status, "failed"), _last_error_line(err, status), "model_raised")
 

@@ -1,9 +1,4 @@
-"""Start a process without passing through anybody's fork handlers.
-
-Services run on uvloop, whose own way to start a process forks and runs the fork handlers of everything loaded, gRPC's
-and OpenTelemetry's too. Seen: the child hangs on a lock before it becomes the program asked for, and the agent with it.
-`subprocess` uses vfork and exec and runs no handlers; only the pipes are asyncio's.
-"""
+"""Start a process with asyncio's pipes, but without passing through anybody's fork handlers (see exit_status.py)."""
 
 from __future__ import annotations
 
@@ -11,6 +6,8 @@ import asyncio
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from talkoo_runtime.exit_status import exit_status
 
 
 @dataclass(slots=True)
@@ -29,7 +26,7 @@ class Spawned:
 
     async def wait(self) -> int:
         """The exit status."""
-        return await asyncio.to_thread(self.popen.wait)
+        return await exit_status(self.popen)
 
     def close(self) -> None:
         """Let go of the pipes."""
@@ -40,7 +37,7 @@ class Spawned:
 async def spawn(arguments: Sequence[str], environment: Mapping[str, str] | None, line_limit: int) -> Spawned:
     """Called from the main thread: a child told to die with its parent dies with the thread that made it."""
     loop = asyncio.get_running_loop()
-    popen = subprocess.Popen(  # noqa: ASYNC220  # vfork and exec take about a millisecond; see above for why not asyncio's
+    popen = subprocess.Popen(  # noqa: ASYNC220  # vfork and exec take about a millisecond
         list(arguments),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
