@@ -40,6 +40,7 @@ def test_a_task_that_kubectl_applies_ends_in_a_trained_verified_paid_model(
         phase = task.get("status", {}).get("phase", "")
         if phase and (not phases or phases[-1] != phase):
             phases.append(phase)
+        assert task.get("status", {}).get("reason") != "InvalidSpec", task["status"]
         return task if phase in ("Succeeded", "Failed", "Cancelled") else None
 
     task = eventually(ended, "the task ends", TASK_S)
