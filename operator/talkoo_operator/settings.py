@@ -34,3 +34,5 @@ class OperatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     probe_listen: str = "0.0.0.0:8080"
     """host:port of the liveness probe."""
     log_level: str = "info"
+    metrics_listen: str = ""
+    """host:port of the page for Prometheus (docs/monitoring.md), plain HTTP: keep it inside; empty: off."""

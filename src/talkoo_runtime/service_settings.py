@@ -26,3 +26,5 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     log_level: str = "info"
     traces_dir: str = ""
     """Folder for spans as JSON lines; empty: no spans are written."""
+    metrics_listen: str = ""
+    """host:port of the page for Prometheus (docs/monitoring.md), plain HTTP: keep it inside; empty: off."""

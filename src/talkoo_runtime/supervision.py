@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from talkoo_core.errors import InvalidInput, TalkooError
 from talkoo_runtime.logs import setup_logging
 from talkoo_runtime.parent_death import die_with_parent
+from talkoo_runtime.process_metrics import watch_process
 from talkoo_runtime.service_settings import ServiceSettings
 from talkoo_runtime.settings import load_settings
 from talkoo_runtime.telemetry import setup_tracing
@@ -102,6 +103,7 @@ def run_service(
         setup_logging(settings.name, settings.log_level)
         _make_folder(settings.state_dir)
         setup_tracing(settings.name, settings.traces_dir)
+        watch_process(settings.metrics_listen, settings.certificate, settings.state_dir)
         die_with_parent()
         return _run(_serve_until_signal(role, settings, serve))
     except TalkooError as error:
