@@ -19,6 +19,7 @@ from talkoo_consensus.validators import Validator
 from talkoo_core.errors import Corrupt, InvalidInput
 from talkoo_ledger.application import Application, FinalizeRequest, FinalizeResponse
 from talkoo_ledger.genesis import Genesis
+from talkoo_ledger.metrics import count_block, count_votes
 from talkoo_ledger.misbehavior import proven_by
 from talkoo_ledger.store import BlockStore, StoredBlock
 from talkoo_ledger.transcripts import encode_transcript
@@ -125,6 +126,8 @@ class Executor:
         )
         keep_from = chain.last_height - self._retain_blocks + 1 if self._retain_blocks else 0
         self.store.save(stored, changes, chain, keep_from)
+        count_votes(block.last_commit, self.chain.last_validators, self.application.organization_of)
+        count_block(stored, self.chain.last_time_ns, self._clock.now_ns() - began)
         self.chain = chain
         self.more_work = response.more_work
         self._tell_followers()

@@ -46,6 +46,10 @@ class Mempool:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def size_bytes(self) -> int:
+        return self._bytes
+
     def __contains__(self, tx_hash: bytes) -> bool:
         return tx_hash in self._waiting
 

@@ -19,6 +19,7 @@ from talkoo_ledger.engine import Engine
 from talkoo_ledger.executor import Executor
 from talkoo_ledger.genesis import Genesis, check_genesis, parse_genesis
 from talkoo_ledger.mempool import Mempool
+from talkoo_ledger.metrics import count_refused, watch_engine, watch_mempool
 from talkoo_ledger.node import Node
 from talkoo_ledger.settings import COMETBFT, LedgerSettings
 from talkoo_ledger.sign_state import Signer
@@ -59,6 +60,7 @@ class LedgerServicer(service_pb2_grpc.LedgerServicer):
     async def Broadcast(self, request: Any, context: Any) -> service_pb2.BroadcastResponse:
         self._admit(context)
         (refused,) = await self._engine.submit((request.tx,))
+        count_refused((refused,))
         if refused is not None:
             raise refused
         return service_pb2.BroadcastResponse(hash=transaction_hash(request.tx))
@@ -72,7 +74,9 @@ class LedgerServicer(service_pb2_grpc.LedgerServicer):
                 code="too_many_txs",
             )
         response = service_pb2.BroadcastManyResponse()
-        for index, error in enumerate(await self._engine.submit(request.txs)):
+        outcomes = await self._engine.submit(request.txs)
+        count_refused(outcomes)
+        for index, error in enumerate(outcomes):
             if error is not None:
                 response.refused.add(index=index, family=error.family, code=error.code, message=error.message)
         return response
@@ -222,6 +226,7 @@ async def serve(settings: LedgerSettings, background: Background) -> Callable[[]
     else:
         engine, stop_engine = _open_embedded(settings, genesis, key, server, background)
     service_pb2_grpc.add_LedgerServicer_to_server(LedgerServicer(engine, settings), server)  # type: ignore[no-untyped-call]
+    watch_engine(engine, engine.executor.store.path)
     await start_server(server, settings)
 
     async def stop() -> None:
@@ -258,6 +263,7 @@ def _open_embedded(
     background.start("mesh", node.mesh.run())
     background.start("block sync", node.sync.run())
     engine = EmbeddedEngine(node)
+    watch_mempool(node.mempool)
     stop_rpc: Callable[[], Awaitable[None]] | None = None
     if settings.rpc_listen:
         from talkoo_ledger.rpc.service import serve_rpc  # its HTTP server costs memory that most nodes can spare

@@ -19,6 +19,7 @@ from talkoo_consensus.validators import Validator, ValidatorSet
 from talkoo_core.errors import Corrupt
 from talkoo_ledger.application import FinalizeRequest, FinalizeResponse
 from talkoo_ledger.executor import Executor
+from talkoo_ledger.metrics import count_block
 from talkoo_ledger.snapshots import Entry
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class HostedLedger(Executor):
         )
         stored = self._stored(request, response, b"", b"", 0)
         self.store.save(stored, changes, chain, self.keep_from(request.height))
+        count_block(stored, self.chain.last_time_ns, self._clock.now_ns() - finalized.began_ns)
         self.chain = chain
         self._tell_followers()
         self._trace(stored.events, finalized.began_ns)
