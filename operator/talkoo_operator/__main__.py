@@ -12,10 +12,12 @@ from pathlib import Path
 
 from talkoo_core.errors import TalkooError
 from talkoo_operator.leading import lead
+from talkoo_operator.metrics import watch_freshness
 from talkoo_operator.probe import Probe
 from talkoo_operator.settings import OperatorSettings
 from talkoo_operator.work import work
 from talkoo_runtime.logs import setup_logging
+from talkoo_runtime.process_metrics import watch_process
 from talkoo_runtime.settings import load_settings
 
 
@@ -24,6 +26,7 @@ async def _main(settings: OperatorSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with Probe(settings.probe_listen) as probe:
+        watch_freshness(lambda: probe.age_s)
         leading = asyncio.create_task(lead(settings, lambda: work(settings, probe)))
         told = asyncio.create_task(stop.wait())
         await asyncio.wait({leading, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -39,6 +42,7 @@ def main() -> int:
     try:
         settings = load_settings(OperatorSettings, parser.parse_args().settings, os.environ)
         setup_logging(settings.name, settings.log_level)
+        watch_process(settings.metrics_listen, settings.certificate)
         asyncio.run(_main(settings))
     except TalkooError as error:
         logging.getLogger(__name__).error("%s", error)

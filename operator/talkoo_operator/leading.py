@@ -19,6 +19,7 @@ from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
 from talkoo_core.errors import Unavailable
 from talkoo_operator.api import KubernetesApi
+from talkoo_operator.metrics import LEADER
 from talkoo_operator.settings import OperatorSettings
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ async def lead(settings: OperatorSettings, work: Callable[[], Awaitable[None]]) 
 
     async def started() -> None:
         log.info("this replica leads")
+        LEADER.set(1)
         try:
             await work()
         except Exception as error:
@@ -56,6 +58,7 @@ async def lead(settings: OperatorSettings, work: Callable[[], Awaitable[None]]) 
                 outcome.set_exception(error)
 
     async def stopped() -> None:
+        LEADER.set(0)
         if not outcome.done():
             outcome.set_exception(Unavailable("the Lease was lost: another replica leads", code="lease_lost"))
 

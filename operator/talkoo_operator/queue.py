@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
+
+from talkoo_operator.metrics import RECONCILE_SECONDS, RECONCILES, watch_queue
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str]
@@ -17,9 +20,14 @@ RETRY_MAX_S = 60.0
 class WorkQueue:
     """Edges come in (`wake`), levels are looked at (`work`): however often a key is woken, one look is enough."""
 
-    def __init__(self, work: Callable[[Key], Awaitable[float | None]]) -> None:
-        """`work` answers after how many seconds the key should be looked at again, if nothing wakes it."""
+    def __init__(self, work: Callable[[Key], Awaitable[float | None]], kind: str) -> None:
+        """`work` answers after how many seconds the key should be looked at again, if nothing wakes it.
+
+        `kind`: of the objects, for people.
+        """
         self._work = work
+        self._kind = kind
+        watch_queue(kind, self.__len__)
         self._waiting: dict[Key, None] = {}
         self._busy: set[Key] = set()
         self._again: set[Key] = set()
@@ -72,13 +80,18 @@ class WorkQueue:
                 self._timers[key] = asyncio.get_running_loop().call_later(again_s, self.wake, key)
 
     async def _look(self, key: Key) -> float | None:
+        began = time.monotonic()
         try:
             again_s: float | None = await self._work(key)
         except Exception as error:  # one object that meets a fault must not end the work on all others
             count = self._failures.get(key, 0)
             self._failures[key] = count + 1
+            RECONCILES.add(kind=self._kind, outcome="failed")
             pause = min(RETRY_FIRST_S * float(2**count), RETRY_MAX_S)
             log.warning("%s/%s: %s; again in %.1f s", *key, error, pause, exc_info=not hasattr(error, "exit_status"))
             return pause
+        finally:
+            RECONCILE_SECONDS.observe(time.monotonic() - began, kind=self._kind)
         self._failures.pop(key, None)
+        RECONCILES.add(kind=self._kind, outcome="ok")
         return again_s

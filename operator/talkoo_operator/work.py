@@ -14,6 +14,7 @@ from talkoo_core.errors import TalkooError
 from talkoo_operator.accounts import Accounts
 from talkoo_operator.api import GROUP, NODES, TASKS, VERSION, KubernetesApi
 from talkoo_operator.following import Following
+from talkoo_operator.metrics import NODE, TASK, Phases
 from talkoo_operator.nodes import NodeController
 from talkoo_operator.probe import Probe
 from talkoo_operator.queue import WorkQueue
@@ -34,31 +35,36 @@ async def work(settings: OperatorSettings, probe: Probe) -> None:
         accounts = Accounts(api, settings)
         owner = accounts.client(load_key(Path(settings.owner_key)))
         following = Following(lambda key: tasks.wake(key))
-        tasks = WorkQueue(TaskController(api, accounts, following, time.time).work)
-        nodes = WorkQueue(NodeController(api, owner, settings).work)
+        tasks = WorkQueue(TaskController(api, accounts, following, time.time).work, TASK)
+        nodes = WorkQueue(NodeController(api, owner, settings).work, NODE)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(tasks.run(TASK_WORKERS))
                 group.create_task(nodes.run(NODE_WORKERS))
                 group.create_task(following.run(owner))
-                group.create_task(_resync(api, settings, tasks, nodes, probe))
-                group.create_task(_watch(settings, tasks, nodes))
+                phases = Phases()
+                group.create_task(_resync(api, settings, tasks, nodes, probe, phases))
+                group.create_task(_watch(settings, tasks, nodes, phases))
         finally:
             await accounts.close()
             await owner.close()
 
 
 async def _resync(
-    api: KubernetesApi, settings: OperatorSettings, tasks: WorkQueue, nodes: WorkQueue, probe: Probe
+    api: KubernetesApi, settings: OperatorSettings, tasks: WorkQueue, nodes: WorkQueue, probe: Probe, phases: Phases
 ) -> None:
     """List all objects and wake each; also what the liveness probe goes by."""
     probe.seen()
     while True:
         try:
-            for key in await api.task_keys(settings.watch_namespaces):
+            keys = await api.task_keys(settings.watch_namespaces)
+            for key in keys:
                 tasks.wake(key)
-            for name in await api.node_names():
-                nodes.wake(("", name))
+            names = [("", name) for name in await api.node_names()]
+            for name in names:
+                nodes.wake(name)
+            phases.keep(TASK, set(keys))
+            phases.keep(NODE, set(names))
             probe.seen()
         except TalkooError as error:
             log.warning("the objects cannot be listed: %s", error)
@@ -67,7 +73,7 @@ async def _resync(
         await asyncio.sleep(RESYNC_S)
 
 
-async def _watch(settings: OperatorSettings, tasks: WorkQueue, nodes: WorkQueue) -> None:
+async def _watch(settings: OperatorSettings, tasks: WorkQueue, nodes: WorkQueue, phases: Phases) -> None:
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -75,12 +81,16 @@ async def _watch(settings: OperatorSettings, tasks: WorkQueue, nodes: WorkQueue)
         return kopf.login_with_service_account(**given) or kopf.login_with_kubeconfig(**given)
 
     @kopf.on.event(GROUP, VERSION, TASKS, registry=registry)
-    async def task_changed(namespace: str | None, name: str | None, **_: Any) -> None:
-        tasks.wake((namespace or "", name or ""))
+    async def task_changed(namespace: str | None, name: str | None, type: str | None, body: Any, **_: Any) -> None:  # noqa: A002 (kopf's name)
+        key = namespace or "", name or ""
+        phases.heard(TASK, key, type, body)
+        tasks.wake(key)
 
     @kopf.on.event(GROUP, VERSION, NODES, registry=registry)
-    async def node_changed(name: str | None, **_: Any) -> None:
-        nodes.wake(("", name or ""))
+    async def node_changed(name: str | None, type: str | None, body: Any, **_: Any) -> None:  # noqa: A002 (kopf's name)
+        key = "", name or ""
+        phases.heard(NODE, key, type, body)
+        nodes.wake(key)
 
     @kopf.on.startup(registry=registry)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from talkoo_core.errors import Exhausted, Internal, InvalidInput, TalkooError
 from talkoo_runtime.admission import Admission, check_certificate_files
 from talkoo_runtime.grpc_client import OPTIONS
 from talkoo_runtime.grpc_errors import abort_with
+from talkoo_runtime.grpc_metrics import count_call
 from talkoo_runtime.identity import Identity, certificate_of, identity_of
 from talkoo_runtime.service_settings import ServiceSettings
 from talkoo_runtime.telemetry import TRACEPARENT, continue_from, follow
@@ -26,6 +28,8 @@ __all__ = ["Identity", "identity_of", "make_server", "start_server"]
 log = logging.getLogger(__name__)
 MAX_CONCURRENT_CALLS = 1000
 STOP_GRACE_S = 3.0
+OK, CANCELLED = "ok", "cancelled"
+"""How a call ended, beside the families of errors."""
 _admissions: WeakKeyDictionary[grpc.aio.Server, Admission] = WeakKeyDictionary()
 SERVER_OPTIONS = (
     *OPTIONS,
@@ -156,23 +160,30 @@ def _readable(deserialize: Callable[[bytes], Any], method: str, *, in_stream: bo
 
 def _unary(behaviour: Any, method: str, parent: str, admission: Admission) -> Any:
     async def call(request: Any, context: Any) -> Any:
+        began, status = time.monotonic(), OK
         try:
             admission.check(certificate_of(context))
             _check_read(request)
             with continue_from(parent):
                 return await behaviour(request, context)
         except TalkooError as error:
+            status = error.family
             await abort_with(context, error)
         except (asyncio.CancelledError, grpc.aio.AbortError):
+            status = CANCELLED
             raise
         except Exception:
+            status = Internal.family
             await abort_with(context, _unexpected(method))
+        finally:
+            count_call(method, status, began)
 
     return call
 
 
 def _stream(behaviour: Any, method: str, parent: str, admission: Admission) -> Any:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        status = OK
         try:
             admission.check(certificate_of(context))
             _check_read(request)
@@ -180,11 +191,16 @@ def _stream(behaviour: Any, method: str, parent: str, admission: Admission) -> A
             async for answer in behaviour(request, context):
                 yield answer
         except TalkooError as error:
+            status = error.family
             await abort_with(context, error)
-        except (asyncio.CancelledError, grpc.aio.AbortError):
+        except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
+            status = CANCELLED
             raise
         except Exception:
+            status = Internal.family
             await abort_with(context, _unexpected(method))
+        finally:
+            count_call(method, status)
 
     return call
 

@@ -17,7 +17,7 @@ A, B = ("default", "a"), ("default", "b")
 
 @contextlib.asynccontextmanager
 async def running(work: Callable[[Key], Awaitable[float | None]], workers: int = 4) -> AsyncIterator[WorkQueue]:
-    queue = WorkQueue(work)
+    queue = WorkQueue(work, "TrainingTask")
     serving = asyncio.create_task(queue.run(workers))
     try:
         yield queue

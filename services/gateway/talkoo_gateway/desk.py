@@ -38,6 +38,10 @@ class Desk:
         self.blobs = blobs
         self._streams = 0
 
+    @property
+    def streams(self) -> int:
+        return self._streams
+
     # -- models ------------------------------------------------------------------------------------------------------
 
     async def model(self, text: str) -> state_pb2.ModelVersion:

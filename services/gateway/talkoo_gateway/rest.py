@@ -9,10 +9,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from talkoo_core.errors import TalkooError
 from talkoo_gateway.calls import Call, read_query
 from talkoo_gateway.desk import Desk
+from talkoo_gateway.metrics import PATH, counted
 from talkoo_gateway.openapi import document
 from talkoo_gateway.operations import OPERATIONS, Operation
 from talkoo_gateway.problems import on_fault, on_http_error, on_talkoo_error
@@ -22,7 +24,7 @@ OPENAPI_PATH = "/openapi.json"
 API_VERSION = "1"
 
 
-def make_app(desk: Desk, token: str) -> Starlette:
+def make_app(desk: Desk, token: str) -> ASGIApp:
     """An ASGI application over the desk; `token` is what writes must bear."""
     described = document(OPERATIONS, API_VERSION)
 
@@ -33,15 +35,18 @@ def make_app(desk: Desk, token: str) -> Starlette:
     for path in dict.fromkeys(operation.path for operation in OPERATIONS):
         methods = {operation.method: operation for operation in OPERATIONS if operation.path == path}
         routes.append(Route(path, _endpoint(methods, desk, token), methods=list(methods)))
-    return Starlette(
-        routes=routes,
-        exception_handlers={TalkooError: on_talkoo_error, HTTPException: on_http_error, Exception: on_fault},
+    return counted(
+        Starlette(
+            routes=routes,
+            exception_handlers={TalkooError: on_talkoo_error, HTTPException: on_http_error, Exception: on_fault},
+        )
     )
 
 
 def _endpoint(methods: dict[str, Operation], desk: Desk, token: str) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         operation = methods.get(request.method) or methods["GET"]  # HEAD is answered as GET
+        request.scope[PATH] = operation.path
         if operation.token:
             require_token(request, token)
         query = read_query(operation.query, request)

@@ -12,6 +12,7 @@ from talkoo_api.gateway.v1 import gateway_pb2_grpc
 from talkoo_gateway.blob_transfers import BlobTransfers
 from talkoo_gateway.desk import Desk
 from talkoo_gateway.https_server import HttpsServer
+from talkoo_gateway.metrics import watch_streams
 from talkoo_gateway.servicer import GatewayServicer
 from talkoo_gateway.settings import GatewaySettings
 from talkoo_gateway.tokens import ensure_token
@@ -33,6 +34,7 @@ async def serve(settings: GatewaySettings, background: Background) -> Callable[[
         upstreams = Upstreams(settings)
         started.push_async_callback(upstreams.close)
         desk = Desk(upstreams, BlobTransfers(open_blob_store(settings.blobs), Path(settings.state_dir)))
+        watch_streams(lambda: desk.streams)
         server = make_server()
         gateway_pb2_grpc.add_GatewayServicer_to_server(GatewayServicer(desk), server)  # type: ignore[no-untyped-call]
         started.push_async_callback(server.stop, STOP_GRACE_S)

@@ -9,6 +9,7 @@ import time
 from talkoo_api.ledger.v1 import state_pb2
 from talkoo_api.scheduler.v1 import scheduler_pb2
 
+from talkoo_agent.metrics import JAILED, OFFERED
 from talkoo_agent.node import Node
 from talkoo_agent.serving import Serving
 from talkoo_agent.speed import speed_of
@@ -65,6 +66,7 @@ async def offer_forever(node: Node, work: Work, serving: Serving) -> None:
     while True:
         if time.monotonic() - read_at > NODE_REVIEW_S:
             record, read_at = await node.ledger.node(node.id), time.monotonic()
+        JAILED.set(record.jailed)
         draining = f"jailed until block {record.jailed_until_height} for forging" if record.jailed else ""
         offer = offer_of(node.settings, record, work.running_tasks, serving.served_models, draining)
         work.changed.clear()
@@ -72,7 +74,9 @@ async def offer_forever(node: Node, work: Work, serving: Serving) -> None:
         try:
             ttl_s = await _send(node, offer)
             refused = ""
+            OFFERED.set(1)
         except TalkooError as error:
+            OFFERED.set(0)
             if refused != error.message:
                 refused = error.message
                 log.warning("the scheduler does not take the offer: %s", error)

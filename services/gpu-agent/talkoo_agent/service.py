@@ -16,6 +16,7 @@ from talkoo_api.scheduler.v1 import scheduler_pb2_grpc
 
 from talkoo_agent.devices import find_device
 from talkoo_agent.interfaces import interface_environment
+from talkoo_agent.metrics import watch_shards
 from talkoo_agent.node import Node
 from talkoo_agent.offering import offer_forever, withdraw
 from talkoo_agent.servicer import AgentServicer
@@ -89,6 +90,7 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
         log.warning("this node forges its steps from segment %d on: a demonstration", settings.forge_from_segment)
     peers, serving = Peers(settings), Serving(node)
     work = Work(node, peers.rendezvous)
+    watch_shards(work.rates, settings.slots)
     server = make_server()
     agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(node, work, serving), server)  # type: ignore[no-untyped-call]
     await start_server(server, settings)

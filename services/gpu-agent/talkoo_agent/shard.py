@@ -15,6 +15,7 @@ from talkoo_api.ledger.v1 import state_pb2, tx_pb2
 from talkoo_agent.child import LineChild
 from talkoo_agent.devices import EnergyMeter
 from talkoo_agent.materials import fetch_for_task
+from talkoo_agent.metrics import FAILURES, SEGMENTS, STEPS
 from talkoo_agent.node import Node
 from talkoo_agent.rounds import ShardRun, Stage, TrainSegment
 from talkoo_agent.trainer_messages import (
@@ -53,6 +54,8 @@ class Shard:
         self.run = ShardRun(task.attempt, Stage.STARTING, -1)
         self.failure: ChildFailed | None = None
         self.listening: Listening | None = None
+        self.samples_per_second = 0.0
+        """Of the last step; 0 while nothing is trained."""
         self._node, self._task, self._ask, self._on_change = node, task, ask, on_change
         self._folder = node.folder / "tasks" / task.id / f"attempt-{task.attempt:06d}"
         self._child: LineChild[FromTrainer] | None = None
@@ -104,6 +107,8 @@ class Shard:
             log.exception("%s rank %d stopped by our own fault", self.task_id, self.rank)
             failed = ChildFailed(kind="internal", message=f"{type(error).__name__}: {error}")
         self.failure = failed
+        self.samples_per_second = 0.0
+        FAILURES.add(kind=failed.kind)
         self._log(f"failed: {failed.message}")
         self._changed(Stage.ENDED)
 
@@ -150,6 +155,8 @@ class Shard:
             self._node.stage(self.task_id, self.attempt, "waiting", steps=self._task.spec.steps)
             self._changed(Stage.WAITING)
         elif isinstance(message, Step):
+            self.samples_per_second = message.samples_per_second
+            STEPS.add()
             self._node.stage(
                 self.task_id,
                 self.attempt,
@@ -161,6 +168,7 @@ class Shard:
                 samples_per_second=message.samples_per_second,
             )
         elif isinstance(message, SegmentDone):
+            self.samples_per_second = 0.0
             await self._commit(message)
 
     async def _commit(self, done: SegmentDone) -> None:
@@ -200,6 +208,7 @@ class Shard:
         while True:
             try:
                 await self._node.ledger.submit(message, memo=self._task.trace)
+                SEGMENTS.add()
                 return
             except Unavailable as error:
                 self._log(f"segment {message.segment} waits for the ledger: {error.message}")

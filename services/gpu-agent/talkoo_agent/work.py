@@ -12,6 +12,7 @@ import grpc
 from talkoo_api.ledger.v1 import service_pb2, state_pb2
 from talkoo_api.scheduler.v1 import scheduler_pb2
 
+from talkoo_agent.metrics import count_payment
 from talkoo_agent.node import Node
 from talkoo_agent.rounds import (
     Decision,
@@ -60,6 +61,10 @@ class Work:
     def running_tasks(self) -> list[str]:
         return sorted(self._shards)
 
+    def rates(self) -> list[float]:
+        """Samples per second of each shard."""
+        return [shard.samples_per_second for shard in list(self._shards.values())]
+
     def shard(self, task_id: str, attempt: int) -> Shard | None:
         found = self._shards.get(task_id)
         return found if found is not None and found.attempt == attempt else None
@@ -79,6 +84,7 @@ class Work:
             self._note(task.id)
         async for block in self._node.ledger.follow(height + 1):
             for event in block.events:
+                count_payment(event, self._node.id)
                 if self._concerns(event):
                     self._note(event.subject)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 
 import msgspec
@@ -16,7 +17,8 @@ from talkoo_runtime.etcd import EtcdStore
 from talkoo_runtime.ledger_client import LedgerClient
 from talkoo_runtime.telemetry import span
 from talkoo_scheduler.keys import Keys, StoredDecision, StoredReason, StoredReport, explanation_of
-from talkoo_scheduler.policy import Candidate, Decision, Demand, decide, queue_order
+from talkoo_scheduler.metrics import DECISION_SECONDS, LEADER, PLACED, REFUSED, WaitingTasks
+from talkoo_scheduler.policy import Candidate, Decision, Demand, decide, queue_order, waits_for
 from talkoo_scheduler.view import (
     ENDED,
     candidates_for,
@@ -33,6 +35,8 @@ from talkoo_scheduler.view import (
 log = logging.getLogger(__name__)
 TICK_S = 0.5
 SUBMIT_TIMEOUT_S = 10.0
+REFUSED_BY_LEDGER = "refused_by_ledger"
+"""Why a task waits whose placement was decided, in the metric beside the policy's own reasons."""
 REFUSED_FIRST_S = 1.0
 REFUSED_MAX_S = 30.0
 """A refused placement costs its fee: the same task is tried again after pauses that double up to this."""
@@ -98,6 +102,7 @@ class Leader:
         self._passed_over: dict[str, int] = {}
         self._said: dict[str, str] = {}
         self._pauses: dict[str, Pause] = {}
+        self._waiting = WaitingTasks()
 
     async def lead(self, lost: asyncio.Event) -> None:
         """Until the leadership is lost. Raises Unavailable when etcd or the ledger cannot be reached."""
@@ -106,10 +111,15 @@ class Leader:
         # Empty: another leader may have said something else since, and its ended tasks are to be forgotten too.
         self._said = dict.fromkeys((key.removeprefix(self._keys.decisions) for key in said), "")
         self._pauses.clear()
-        while not lost.is_set():
-            self._desk.changed.clear()
-            await self._pass(lost)
-            await self._pause(lost)
+        LEADER.set(1)
+        try:
+            while not lost.is_set():
+                self._desk.changed.clear()
+                await self._pass(lost)
+                await self._pause(lost)
+        finally:
+            LEADER.set(0)
+            self._waiting.keep(())
         log.info("leads no more")
 
     async def _pause(self, lost: asyncio.Event) -> None:
@@ -127,6 +137,7 @@ class Leader:
         params = await self._ledger.params()
         desk = self._desk
         left = {t.id: t for t in desk.tasks.values() if needs_placement(t, desk.height, params.stall_blocks)}
+        self._waiting.keep(left)
         if not left:
             return
         rules = rules_of(params)
@@ -141,8 +152,11 @@ class Leader:
             # One that stands still holds no slot by its record; an agent that still works on it says so in its offer.
             running = running_on(t for t in live if not needs_placement(t, desk.height, params.stall_blocks))
             candidates = candidates_for(task, nodes, offers, used, running, self._passed_over)
+            began = time.monotonic()
             decision = decide(demand, candidates, rules, desk.height)
+            DECISION_SECONDS.observe(time.monotonic() - began)
             if not decision.shards:
+                self._waiting.waits(task.id, waits_for(decision))
                 await self._say(task, decision.reason, decision)
             elif self._may_try(task) and await self._place(task, decision, candidates):
                 queue = self._queue(left)
@@ -181,6 +195,7 @@ class Leader:
             except TalkooError as error:
                 await self._refused(task, decision, error)
                 return False
+        PLACED.add()
         await self._desk.look_again(task.id)
         self._pauses.pop(task.id, None)
         self._count_passed_over(decision, candidates)
@@ -190,6 +205,8 @@ class Leader:
     async def _refused(self, task: state_pb2.Task, decision: Decision, error: TalkooError) -> None:
         """Say why and wait a while. Raises Unavailable when our ledger node is away: another one then leads."""
         self._pause_after_refusal(task)
+        REFUSED.add(family=error.family)
+        self._waiting.waits(task.id, REFUSED_BY_LEDGER)
         if isinstance(error, Unavailable) and error.code != "not_final_yet":
             raise error
         if isinstance(error, Unavailable):

@@ -116,6 +116,16 @@ REASONS = {
 }
 
 
+TOO_FEW = "too_few_nodes"
+"""Why a task waits when every node fits and there are fewer than it asks for."""
+
+
+def waits_for(decision: Decision) -> str:
+    """Of `REASONS` the one that most nodes were left out for, the first of these; or `TOO_FEW`."""
+    codes = [verdict.code for verdict in decision.nodes if not verdict.fits]
+    return max(REASONS, key=codes.count) if codes else TOO_FEW
+
+
 def queue_order(demands: Sequence[Demand]) -> list[Demand]:
     """Who is served first: the owner that holds the fewest shards (dominant share), then the older task."""
     return sorted(demands, key=lambda d: (d.owner_running, d.created_height, d.task_id))

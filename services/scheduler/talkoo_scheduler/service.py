@@ -23,6 +23,7 @@ from talkoo_runtime.ledger_client import LedgerClient
 from talkoo_runtime.supervision import Background
 from talkoo_scheduler.keys import Keys, StoredReport
 from talkoo_scheduler.leader import Desk, Leader, explain, read_offers
+from talkoo_scheduler.metrics import HeardAgents
 from talkoo_scheduler.settings import SchedulerSettings
 from talkoo_scheduler.view import ENDED
 
@@ -43,6 +44,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         self._ledger = ledger
         self._store = store
         self._keys = keys
+        self._agents = HeardAgents(settings.offer_ttl_s)
         self._names: dict[str, str] = {}
         """Node id → name, of those that have spoken to us."""
 
@@ -78,11 +80,13 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         await self._store.put_for(
             self._keys.offer(offer.node_id), offer.SerializeToString(), self._settings.offer_ttl_s
         )
+        self._agents.offered(offer.node_id)
         return scheduler_pb2.OfferResponse(ttl_s=self._settings.offer_ttl_s)
 
     async def Withdraw(self, request: Any, context: Any) -> scheduler_pb2.WithdrawResponse:
         await self._own_node(context, request.node_id)
         await self._store.delete(self._keys.offer(request.node_id))
+        self._agents.withdrew(request.node_id)
         return scheduler_pb2.WithdrawResponse()
 
     async def ListOffers(self, request: Any, context: Any) -> scheduler_pb2.ListOffersResponse:

@@ -21,6 +21,7 @@ from talkoo_runtime.telemetry import span
 from talkoo_validator.cache import BlobCache
 from talkoo_validator.child import RecomputeChild
 from talkoo_validator.memory import OPEN_STATES, AuditRecord, Memory
+from talkoo_validator.metrics import count_given_up, count_verdict
 from talkoo_validator.orders import (
     BROKEN_PROGRAM,
     Failed,
@@ -78,6 +79,15 @@ class AuditDesk:
         self._next_block = asyncio.Event()
         self._open: set[Key] = set()
         self._room = asyncio.Semaphore(MAX_OPEN_AUDITS)
+
+    @property
+    def open_audits(self) -> int:
+        return len(self._open)
+
+    @property
+    def height(self) -> int:
+        """Of the last block that was read; 0 before the first."""
+        return self._height
 
     def list(self, task_id: str = "") -> list[AuditRecord]:
         return self._memory.all(task_id)
@@ -181,6 +191,7 @@ class AuditDesk:
                 return await self._note(record, ended, summary), True
             case Do.GIVE_UP:
                 log.warning("no verdict on %s from here: %s", _words(record), action.reason)
+                count_given_up()
                 return await self._note(record, "failed", record.summary or action.reason), True
         return record, False
 
@@ -206,6 +217,7 @@ class AuditDesk:
             log.warning("re-computing %s failed: %s", _words(record), summary)
             again = msgspec.structs.replace(record, failed_attempts=record.failed_attempts + 1)
             return await self._note(again, "queued", summary)
+        count_verdict(verdict, duration_ms / 1000)
         log.info("re-computed %s in %.1f s: %s", _words(record), duration_ms / 1000, summary)
         judged = msgspec.structs.replace(
             record, verdict=verdict_bytes(verdict), salt=secrets.token_bytes(SALT_BYTES), duration_ms=duration_ms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections import Counter
@@ -56,6 +57,20 @@ class BlobCache:
             self._held = +self._held
             await self._tidy()
 
+    def size_bytes(self) -> int:
+        """Of all finished files."""
+        return sum(size for _, size, _ in self._files())
+
+    def _files(self) -> list[tuple[Path, int, int]]:
+        """Path, size and time of last use of each; what goes meanwhile is not counted."""
+        found = []
+        for path in self._folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if not path.name.startswith("."):
+                    state = path.stat()
+                    found.append((path, state.st_size, state.st_mtime_ns))
+        return found
+
     async def _one(self, digest: str) -> Path:
         path = self._folder / digest
         if await asyncio.to_thread(_fits, path, digest):
@@ -78,13 +93,13 @@ class BlobCache:
 
     def _shrink(self, held: frozenset[str]) -> None:
         """Drop least recently used blobs until the bound holds. Another audit's unfinished file is left to it."""
-        blobs = [(path, path.stat()) for path in self._folder.iterdir() if not path.name.startswith(".")]
-        total = sum(state.st_size for _, state in blobs)
-        for path, state in sorted(blobs, key=lambda blob: blob[1].st_mtime_ns):
+        blobs = self._files()
+        total = sum(size for _, size, _ in blobs)
+        for path, size, _ in sorted(blobs, key=lambda blob: blob[2]):
             if total <= self._max_bytes:
                 return
             if path.name not in held:
-                total -= state.st_size
+                total -= size
                 path.unlink()
 
 

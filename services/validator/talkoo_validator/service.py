@@ -24,6 +24,7 @@ from talkoo_validator.bench import AuditDesk
 from talkoo_validator.cache import BlobCache
 from talkoo_validator.child import RecomputeChild
 from talkoo_validator.memory import AuditRecord, Memory
+from talkoo_validator.metrics import watch_audits
 from talkoo_validator.settings import ValidatorSettings
 
 STOP_GRACE_S = 1.0
@@ -89,6 +90,7 @@ async def serve(settings: ValidatorSettings, background: Background) -> Callable
     ledger = LedgerClient(service_pb2_grpc.LedgerStub(channel), key)  # type: ignore[no-untyped-call]
     cache = BlobCache(store, state_dir / "blobs", settings.cache_bytes)
     desk = AuditDesk(settings.organization, ledger, cache, child, memory, state_dir / "work")
+    watch_audits(lambda: desk.open_audits, lambda: desk.height, cache.size_bytes, settings.cache_bytes)
     server = make_server()
     servicer = ValidatorServicer(desk, child, cache, settings.organization)
     validator_pb2_grpc.add_ValidatorServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
