@@ -83,7 +83,21 @@ class Gauge(Metric):
 
 
 class Counter(Metric):
-    """A sum that only grows, until the process begins anew."""
+    """A sum that only grows, until the process begins anew.
+
+    `begin_with`: values of the only label that are told as 0 before they are met, so that the first one is a rise.
+    """
+
+    def __init__(
+        self, name: str, about: str, labels: Sequence[str], max_series: int, begin_with: Sequence[str] = ()
+    ) -> None:
+        self._begin_with = tuple(begin_with)
+        super().__init__(name, about, labels, max_series)
+
+    def expose(self, registry: CollectorRegistry) -> None:
+        super().expose(registry)
+        for value in self._begin_with:
+            self.add(0, **{self.labels[0]: value})
 
     def add(self, amount: float = 1, **labels: str) -> None:
         if self._real is not None:
@@ -118,9 +132,17 @@ def gauge(name: str, about: str, labels: Sequence[str] = (), *, max_series: int 
     return Gauge(name, about, labels, max_series)
 
 
-def counter(name: str, about: str, labels: Sequence[str] = (), *, max_series: int = MAX_SERIES) -> Counter:
+def counter(
+    name: str,
+    about: str,
+    labels: Sequence[str] = (),
+    *,
+    begin_with: Sequence[str] = (),
+    max_series: int = MAX_SERIES,
+) -> Counter:
     assert name.endswith("_total"), f"{name}: counters end in _total"
-    return Counter(name, about, labels, max_series)
+    assert not begin_with or len(labels) == 1
+    return Counter(name, about, labels, max_series, begin_with)
 
 
 def histogram(

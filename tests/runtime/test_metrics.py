@@ -53,12 +53,14 @@ def test_without_an_address_nothing_is_kept_and_the_library_is_not_loaded() -> N
 
 def test_metrics_of_each_kind_move_and_late_ones_join(server: MetricsServer) -> None:
     late, spent = counter("talkoo_test_late_total", "L", ["result"]), histogram("talkoo_test_seconds", "S")
+    counter("talkoo_test_rare_total", "R", ["kind"], begin_with=["forged"])
     EARLY.set(7, kind="a")
     late.add(result="ok")
     late.add(2, result="ok")
     spent.observe(0.3)
     found = scrape(server)
     assert found["talkoo_test_early_bytes", frozenset({"a"})] == 7
+    assert found["talkoo_test_rare_total", frozenset({"forged"})] == 0
     assert found["talkoo_test_late_total", frozenset({"ok"})] == 3
     assert found["talkoo_test_seconds_bucket", frozenset({"0.25"})] == 0
     assert found["talkoo_test_seconds_bucket", frozenset({"0.5"})] == 1

@@ -54,6 +54,9 @@ listen = "0.0.0.0:7443"
 state_dir = "/var/lib/talkoo"
 certificate = "/etc/talkoo/tls/certificate.pem"
 private_key = "/etc/talkoo/tls/private-key.pem"
+{{- with include "talkoo.metricsSetting" .root }}
+{{ . }}
+{{- end }}
 {{- end }}
 
 {{- define "talkoo.pullSecrets" -}}

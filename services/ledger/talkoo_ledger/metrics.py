@@ -25,13 +25,18 @@ PEERS = gauge("talkoo_ledger_peers_connected", "Other members' ledger nodes that
 VALIDATORS = gauge("talkoo_ledger_validators", "Members that vote.")
 WAITING_TXS = gauge("talkoo_ledger_mempool_transactions", "Transactions that wait for a block.")
 WAITING_BYTES = gauge("talkoo_ledger_mempool_bytes", "Their size.")
-MOST_WAITING_TXS = gauge("talkoo_ledger_mempool_limit_transactions", "So many may wait.")
-MOST_WAITING_BYTES = gauge("talkoo_ledger_mempool_limit_bytes", "So large may they be.")
+MOST_WAITING_TXS = gauge(
+    "talkoo_ledger_mempool_limit_transactions", "So many may wait; 0 under CometBFT, which holds them itself."
+)
+MOST_WAITING_BYTES = gauge("talkoo_ledger_mempool_limit_bytes", "So large may they be; 0 under CometBFT.")
 STATE_BYTES = gauge("talkoo_ledger_state_bytes", "Size of the node's database: blocks, results and state.")
 BLOCK_SECONDS = histogram("talkoo_ledger_block_seconds", "Time between a block and the one before it.")
 EXECUTION_SECONDS = histogram("talkoo_ledger_execution_seconds", "Time to apply one block and to make it durable.")
 TRANSACTIONS = counter(
-    "talkoo_ledger_transactions_total", "Transactions in executed blocks, by result: applied, failed.", ["result"]
+    "talkoo_ledger_transactions_total",
+    "Transactions in executed blocks, by result: applied, failed.",
+    ["result"],
+    begin_with=["applied", "failed"],
 )
 REFUSED = counter(
     "talkoo_ledger_refused_transactions_total",
@@ -39,7 +44,13 @@ REFUSED = counter(
     ["family"],
     max_series=32,
 )
-EVENTS = counter("talkoo_ledger_events_total", "Events in executed blocks, by type.", ["type"], max_series=64)
+EVENTS = counter(
+    "talkoo_ledger_events_total",
+    "Events in executed blocks, by type.",
+    ["type"],
+    begin_with=["slashed", "task_failed"],
+    max_series=64,
+)
 MISSED = counter(
     "talkoo_ledger_missed_votes_total", "Blocks whose commit lacks the vote of this member.", ["organization"]
 )

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Collection
 
-from talkoo_runtime.metrics import before_scrape, counter, gauge, histogram
+from talkoo_core.errors import TalkooError
+from talkoo_runtime.etcd import EtcdStore
+from talkoo_runtime.metrics import before_scrape, counter, exposed, gauge, histogram
 
 LEADER = gauge("talkoo_scheduler_leader", "1 while this scheduler leads.")
+LEADER_KNOWN = gauge(
+    "talkoo_scheduler_leader_known", "1 while etcd names a leader, of whichever organization, and can be asked."
+)
+LOOK_FOR_LEADER_S = 10.0
 WAITING = gauge(
     "talkoo_scheduler_tasks_waiting",
     "Tasks that wait for a placement, by what most nodes lack; of the leader only.",
@@ -31,6 +38,16 @@ AGENTS = gauge(
 LOST_KEPT_S = 24 * 3600.0
 """A lost agent counts for so long."""
 MAX_AGENTS = 4_096
+
+
+async def look_for_leader(store: EtcdStore, key: str) -> None:
+    """For ever, where somebody keeps the metric."""
+    while exposed():
+        try:
+            LEADER_KNOWN.set(bool(await store.leader(key)))
+        except TalkooError:
+            LEADER_KNOWN.set(0)
+        await asyncio.sleep(LOOK_FOR_LEADER_S)
 
 
 class WaitingTasks:

@@ -23,7 +23,7 @@ from talkoo_runtime.ledger_client import LedgerClient
 from talkoo_runtime.supervision import Background
 from talkoo_scheduler.keys import Keys, StoredReport
 from talkoo_scheduler.leader import Desk, Leader, explain, read_offers
-from talkoo_scheduler.metrics import HeardAgents
+from talkoo_scheduler.metrics import HeardAgents, look_for_leader
 from talkoo_scheduler.settings import SchedulerSettings
 from talkoo_scheduler.view import ENDED
 
@@ -148,6 +148,7 @@ async def serve(settings: SchedulerSettings, background: Background) -> Callable
     await start_server(server, settings)
     background.start_restarting("following the ledger", desk.follow)
     background.start_restarting("election", stand_again)
+    background.start("looking for the leader", look_for_leader(store, keys.leader))
 
     async def stop() -> None:
         await server.stop(STOP_GRACE_S)

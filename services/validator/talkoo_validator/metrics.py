@@ -12,6 +12,7 @@ AUDITS = counter(
     "talkoo_validator_audits_total",
     "Audits by this validator's own verdict: honest, forged, unavailable (nobody is blamed), none (it gave up).",
     ["verdict"],
+    begin_with=["honest", "forged", "unavailable", "none"],
 )
 RECOMPUTE_SECONDS = histogram(
     "talkoo_validator_recompute_seconds",

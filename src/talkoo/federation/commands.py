@@ -46,7 +46,10 @@ def _forgers(pairs: tuple[str, ...]) -> dict[str, int]:
 @click.option(
     "--forge", multiple=True, metavar="NODE:SEGMENT", help="Let a node forge from a segment on. Only for a new home."
 )
-def up(home: Path | None, forge: tuple[str, ...]) -> None:
+@click.option(
+    "--metrics", is_flag=True, help="Serve metrics; Prometheus takes its settings from prometheus.yml in home."
+)
+def up(home: Path | None, forge: tuple[str, ...], metrics: bool) -> None:
     """Start a federation of four organizations on this machine, and stay. Ctrl-C stops it; nothing is lost."""
     from rich.console import Console
 
@@ -55,10 +58,11 @@ def up(home: Path | None, forge: tuple[str, ...]) -> None:
     folder = _home(home)
     if forge and (folder / PLAN_FILE).exists():
         raise InvalidInput(f"{folder} already holds a federation; --forge needs a new --home")
-    asyncio.run(_stay(folder, default_plan(_forgers(forge)) if forge else None, Console(highlight=False)))
+    plan = default_plan(_forgers(forge)) if forge else None
+    asyncio.run(_stay(folder, plan, Console(highlight=False), metrics))
 
 
-async def _stay(home: Path, plan: FederationPlan | None, console: Console) -> None:
+async def _stay(home: Path, plan: FederationPlan | None, console: Console, metrics: bool) -> None:
     from rich.markup import escape
 
     from talkoo.federation.runner import Federation
@@ -70,7 +74,10 @@ async def _stay(home: Path, plan: FederationPlan | None, console: Console) -> No
     began = loop.time()
     console.print(f"Starting a federation in {home}")
     federation = Federation(
-        home, plan, on_crash=lambda sentence: console.print(f"[red]crash[/] {escape(sentence)}", soft_wrap=True)
+        home,
+        plan,
+        on_crash=lambda sentence: console.print(f"[red]crash[/] {escape(sentence)}", soft_wrap=True),
+        metrics=metrics,
     )
     async with federation:
         starting = asyncio.create_task(_start(federation, console, began))

@@ -150,6 +150,12 @@ class _FreePorts:
         raise Exhausted(f"no port between {FIRST_PORT} and {LAST_PORT} is free; stop a server there")
 
 
+def ports_behind(plan: FederationPlan, count: int) -> list[int]:
+    """Free ports that the plan does not use itself, for one run."""
+    free = _FreePorts(plan.etcd_peer_port + 1)  # the last that the plan was given
+    return [free.next() for _ in range(count)]
+
+
 def load_plan(home: Path) -> FederationPlan | None:
     """The plan of a home folder, or None where there is none yet. Raises Corrupt."""
     path = home / PLAN_FILE

@@ -22,8 +22,10 @@ from talkoo.federation.plan import (
     default_plan,
     load_plan,
     plan_json,
+    ports_behind,
     with_ports,
 )
+from talkoo.federation.prometheus import Target, write_prometheus_settings
 from talkoo_core.errors import Internal
 from talkoo_core.ids import address_of_key
 from talkoo_core.signing import PrivateKey
@@ -78,20 +80,26 @@ class Provisioned:
         return f"{HOST}:{self.plan.etcd_port}"
 
 
-def provision(home: Path, plan: FederationPlan | None = None) -> Provisioned:
-    """Make (or complete) a home folder. An existing plan wins over `plan`."""
+def provision(home: Path, plan: FederationPlan | None = None, *, metrics: bool = False) -> Provisioned:
+    """Make (or complete) a home folder. An existing plan wins over `plan`.
+
+    `metrics`: every process serves them until the next start, and `prometheus.yml` tells Prometheus where.
+    """
     home.mkdir(parents=True, exist_ok=True)
     found = load_plan(home)
     if found is None:
         found = with_ports(plan or default_plan(), home)
         write_atomic(home / PLAN_FILE, plan_json(found).encode())
-    return _Provisioner(home, found).run()
+    return _Provisioner(home, found, metrics).run()
 
 
 class _Provisioner:
-    def __init__(self, home: Path, plan: FederationPlan) -> None:
+    def __init__(self, home: Path, plan: FederationPlan, metrics: bool) -> None:
         self.home = home.resolve()
         self.plan = plan
+        count = (len(CONTROL_ROLES) * len(plan.organizations) + len(plan.node_names())) if metrics else 0
+        self.metrics_ports = iter(ports_behind(plan, count))
+        self.targets: list[Target] = []
         self.trust = self.home / TRUST_FILE
         self.authorities: dict[str, Authority] = {}
 
@@ -104,6 +112,8 @@ class _Provisioner:
             write_atomic(self.trust, bundle)
         self.write_genesis()
         services = [service for o in self.plan.organizations for service in self.organization_services(o)]
+        if self.targets:
+            write_prometheus_settings(self.home, self.targets)
         for index, user in enumerate(self.plan.users):
             self.write_user(user, default=index == 0)
         for organization in self.plan.organizations:
@@ -244,6 +254,10 @@ class _Provisioner:
             "traces_dir": str(self.home / "traces"),
             **own,
         }
+        metrics_port = next(self.metrics_ports, None)
+        if metrics_port is not None:
+            settings["metrics_listen"] = f"{HOST}:{metrics_port}"
+            self.targets.append(Target(role, organization.name, name, settings["metrics_listen"]))
         path = folder / "settings.toml"
         write_atomic(path, _toml(settings).encode())
         return Service(role, name, organization.name, f"talkoo_{role}", path, folder)

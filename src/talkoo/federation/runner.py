@@ -34,11 +34,17 @@ class Federation:
     """
 
     def __init__(
-        self, home: Path, plan: FederationPlan | None = None, on_crash: Callable[[str], None] | None = None
+        self,
+        home: Path,
+        plan: FederationPlan | None = None,
+        on_crash: Callable[[str], None] | None = None,
+        *,
+        metrics: bool = False,
     ) -> None:
         self.home = home
         self.children: dict[str, ChildProcess] = {}
         self._plan = plan
+        self._metrics = metrics
         self._on_crash = on_crash
         self._lock: IO[str] | None = None
         self._made: Provisioned | None = None
@@ -55,7 +61,7 @@ class Federation:
     async def __aenter__(self) -> Federation:
         self._take_lock()
         try:
-            self._made = await asyncio.to_thread(provision, self.home, self._plan)
+            self._made = await asyncio.to_thread(provision, self.home, self._plan, metrics=self._metrics)
             etcd = asyncio.create_task(self._start_etcd())
             try:
                 for service in self.services:

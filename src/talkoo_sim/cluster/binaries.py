@@ -24,6 +24,8 @@ DEBIAN = {
     "debootstrap": "debootstrap",
     "buildah": "buildah",
     "ctr": "containerd",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
 }
 """Programs that come from the distribution, and their Debian packages."""
 CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
