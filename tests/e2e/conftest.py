@@ -153,7 +153,7 @@ class Home:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """One federation for all of these tests, with a cheater among its six nodes."""
     where = Home(tmp_path_factory.mktemp("federation") / "home")
-    where.start("--forge", "west-1:1")
+    where.start("--forge", "west-1:1", "--metrics")
     try:
         yield where
     finally:

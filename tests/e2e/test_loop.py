@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from talkoo_sim.scraping import Scraped, scrape
+
 pytestmark = pytest.mark.federation
 SHORTER = {"steps: 240": "steps: 150"}
 READS = 50
@@ -58,6 +60,41 @@ async def test_accounts_stakes_and_escrows_sum_to_what_was_issued(home: Any) -> 
         else:
             pytest.fail(f"the height changed during each of {READS} readings")
     assert held == supply.genesis_utlk + supply.emitted_utlk - supply.burned_utlk
+
+
+async def test_the_metrics_of_all_processes_tell_the_same_story(home: Any) -> None:
+    pages: dict[str, dict[str, Scraped]] = defaultdict(dict)
+    for target in json.loads((home.folder / "prometheus-targets.json").read_text()):
+        port = int(target["targets"][0].rpartition(":")[2])
+        pages[target["labels"]["job"]][target["labels"]["process"]] = await scrape(port)
+    assert {job: len(found) for job, found in pages.items()} == {
+        "talkoo-ledger": 4,
+        "talkoo-scheduler": 4,
+        "talkoo-validator": 4,
+        "talkoo-gateway": 4,
+        "talkoo-agent": 6,
+    }
+
+    def total(job: str, name: str, **labels: str) -> float:
+        return sum(page.total(name, **labels) for page in pages[job].values())
+
+    nodes = {node["name"]: node for node in home.json("nodes")}
+    assert total("talkoo-scheduler", "talkoo_scheduler_leader") == 1
+    assert total("talkoo-scheduler", "talkoo_scheduler_leader_known") == 4
+    assert total("talkoo-scheduler", "talkoo_scheduler_placed_total") == home.task("digits")["attempt"]
+    assert total("talkoo-scheduler", "talkoo_scheduler_agents", state="offering") == len(nodes)
+    assert total("talkoo-validator", "talkoo_validator_audits_total", verdict="forged") >= 1
+    assert total("talkoo-validator", "talkoo_validator_audits_total", verdict="honest") >= 1
+    assert total("talkoo-validator", "talkoo_validator_cache_bytes") > 0
+    for name, page in pages["talkoo-ledger"].items():
+        assert page.value("talkoo_ledger_events_total", type="slashed") >= 1, name
+    for name, page in pages["talkoo-agent"].items():
+        paid = sum(int(p["amount_utlk"]) for p in home.json("payments") if p["destination"] == nodes[name]["id"])
+        assert page.total("talkoo_agent_earned_tlk_total") == pytest.approx(paid / 1e6)
+        assert page.value("talkoo_agent_jailed") == nodes[name]["jailed"]
+    assert total("talkoo-agent", "talkoo_agent_steps_total") >= 150
+    assert total("talkoo-agent", "talkoo_agent_segments_committed_total") >= home.task("digits")["accepted_segments"]
+    assert total("talkoo-gateway", "talkoo_grpc_calls_total", status="ok") > 0
 
 
 def test_three_requests_are_paid_and_answered_right(home: Any) -> None:

@@ -83,6 +83,25 @@ def test_every_service_can_read_its_settings(made: Provisioned) -> None:
     assert len(made.services) == 22
 
 
+def test_with_metrics_every_process_serves_them_where_prometheus_is_told_to_look(made: Provisioned) -> None:
+    before = {service.name: service.settings.read_bytes() for service in made.services}
+    with_metrics = provision(made.home, metrics=True)
+    listens = {
+        service.name: load_settings(SETTINGS[service.role], service.settings, {}).metrics_listen
+        for service in with_metrics.services
+    }
+    plan = made.plan
+    taken = {port for _, port in servers(plan)} | {plan.etcd_peer_port} | {o.http_port for o in plan.organizations}
+    ports = {int(listen.rpartition(":")[2]) for listen in listens.values()}
+    assert len(ports) == len(listens) == 22
+    assert not ports & taken
+    told = json.loads((made.home / "prometheus-targets.json").read_text())
+    assert {group["labels"]["process"]: group["targets"] for group in told} == {n: [at] for n, at in listens.items()}
+    assert {group["labels"]["job"] for group in told} == {f"talkoo-{role}" for role in SETTINGS}
+    provision(made.home)
+    assert {service.name: service.settings.read_bytes() for service in made.services} == before
+
+
 def test_the_genesis_is_valid_and_nobody_s_key_is_anybody_else_s(made: Provisioned) -> None:
     genesis = parse_genesis((made.home / "genesis.json").read_bytes())
     check_genesis(genesis)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import ssl
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from talkoo.client import Client
 from talkoo_sim.ports import free_port
+from talkoo_sim.scraping import scrape
 
 
 def toml(values: dict[str, Any]) -> str:
@@ -65,6 +68,42 @@ async def test_it_says_ready_serves_and_stops_when_told(house: Any, settings: di
             return client.status().chain_id  # with a stream still open
 
     assert await asyncio.to_thread(use) == "chain-test"
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
+async def test_its_metrics_count_requests_by_route_and_calls_by_method(
+    house: Any, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    port = free_port()
+    process = await start(tmp_path, {**settings, "metrics_listen": f"127.0.0.1:{port}"})
+    assert process.stdout is not None
+    assert (await asyncio.wait_for(process.stdout.readline(), 30)).startswith(b"ready")
+    trusting = ssl.create_default_context(cafile=str(house.folder / "trust.pem"))
+    async with httpx.AsyncClient(verify=trusting, base_url=f"https://{settings['http_listen']}", timeout=30) as http:
+        statuses = [(await http.get(f"/v1/accounts/nobody-{number}")).status_code for number in range(3)]
+        assert (await http.get("/healthz")).status_code == 200
+        for number in range(5):
+            assert (await http.get(f"/made/up/{number}")).status_code == 404
+        assert (await http.request("BREW", "/healthz")).status_code == 405
+    house.grpc_address = settings["listen"]
+    profile = house.profile()
+
+    def height() -> int:
+        with Client(profile=profile) as client:
+            return client.status().height
+
+    await asyncio.to_thread(height)
+    scraped = await scrape(port)
+    name = "talkoo_gateway_requests_total"
+    assert scraped.total(name, method="GET", path="/v1/accounts/{account}") == 3
+    assert scraped.total(name, status=str(statuses[0]), path="/v1/accounts/{account}") >= 1
+    assert scraped.value(name, method="GET", path="/healthz", status="200") == 1
+    assert scraped.value(name, method="GET", path="none", status="404") == 5
+    assert scraped.total(name, method="other", status="405") == 1
+    assert scraped.total("talkoo_gateway_request_seconds_count") == 10
+    assert scraped.total("talkoo_grpc_calls_total", status="ok") >= 1
+    assert not [labels for _, labels in scraped.samples if "BREW" in str(labels) or "nobody" in str(labels)]
     process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(process.wait(), 10) == 0
 

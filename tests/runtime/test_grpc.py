@@ -18,6 +18,7 @@ from talkoo_api.ledger.v1 import service_pb2_grpc as services
 
 from talkoo_core.errors import (
     FAMILIES,
+    Conflict,
     Exhausted,
     Internal,
     InvalidInput,
@@ -29,8 +30,10 @@ from talkoo_core.errors import (
 from talkoo_runtime.grpc_client import error_from_rpc, service_channel
 from talkoo_runtime.grpc_server import make_server, start_server
 from talkoo_runtime.identity import Identity, identity_of, parse_identity, require
+from talkoo_runtime.metrics import serve_metrics
 from talkoo_runtime.pki import Authority, ensure_authority, trust_bundle
 from talkoo_runtime.telemetry import span, traceparent
+from talkoo_sim.scraping import scrape
 
 
 class Answers(services.LedgerServicer):
@@ -61,6 +64,38 @@ async def served(town: Any) -> AsyncIterator[tuple[Answers, Any]]:
     await start_server(server, settings)
     yield answers, settings
     await server.stop(0)
+
+
+async def test_calls_are_counted_by_method_and_by_how_they_end(served: tuple[Answers, Any]) -> None:
+    answers, settings = served
+    server = serve_metrics("127.0.0.1:0")
+    assert server is not None
+
+    async def counted() -> dict[str, float]:
+        scraped = await scrape(server.port)
+        name, method = "talkoo_grpc_calls_total", "Ledger/GetStatus"
+        statuses = ("ok", "conflict", "internal")
+        found = {status: scraped.value(name, method=method, status=status) for status in statuses}
+        return found | {
+            "follow": scraped.value(name, method="Ledger/Follow", status="exhausted"),
+            "timed": scraped.value("talkoo_grpc_call_seconds_count", method=method),
+        }
+
+    before = await counted()
+    await ask(settings, settings.listen)
+    for error in (Conflict("twice", code="twice"), RuntimeError("a bug")):
+        answers.error = error
+        with pytest.raises(TalkooError):
+            await ask(settings, settings.listen)
+    answers.error = None
+    async with service_channel(settings, settings.listen) as channel:
+        with pytest.raises(grpc.aio.AioRpcError):
+            async for _ in services.LedgerStub(channel).Follow(messages.FollowRequest(), timeout=5):
+                pass
+    after = await counted()
+    server.close()
+    rise = {name: after[name] - before[name] for name in after}
+    assert rise == {"ok": 1, "conflict": 1, "internal": 1, "follow": 1, "timed": 3}
 
 
 async def ask(settings: Any, target: str) -> messages.Status:

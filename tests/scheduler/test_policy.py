@@ -15,6 +15,7 @@ from talkoo_scheduler.policy import (
     MAX_NAMED,
     MIB,
     REASONS,
+    TOO_FEW,
     Candidate,
     Decision,
     Demand,
@@ -22,6 +23,7 @@ from talkoo_scheduler.policy import (
     decide,
     queue_order,
     stake_needed_utlk,
+    waits_for,
 )
 
 RULES = Rules(slash_ppm=500_000, audit_floor_ppm=100_000, min_node_stake_utlk=10_000_000)
@@ -89,6 +91,14 @@ def test_a_node_that_forged_in_this_task_is_not_placed_in_it_again() -> None:
     demand = replace(DEMAND, banned=frozenset({"tlk1x"}))
     decision = decide(demand, [node("a"), node("b"), node("x", speed=10**12)], RULES, 10)
     assert "x" not in names(decision)
+
+
+def test_a_waiting_task_has_one_word_for_what_most_nodes_lack() -> None:
+    small = [node(f"s{number}", memory_bytes=MIB) for number in range(2)]
+    assert waits_for(decide(DEMAND, [node("a"), *small, node("x", offered=False)], RULES, 10)) == "too_small"
+    assert waits_for(decide(DEMAND, [small[0], node("x", offered=False)], RULES, 10)) == "no_offer", "the first of two"
+    assert waits_for(decide(DEMAND, [node("a")], RULES, 10)) == TOO_FEW
+    assert waits_for(decide(DEMAND, [], RULES, 10)) == TOO_FEW
 
 
 def test_no_node_at_all_is_said() -> None:
