@@ -40,7 +40,7 @@ class Metric:
         self.name, self.about, self.labels = name, about, tuple(labels)
         self._max_series = max_series
         self._real: Any = None
-        self._series: set[tuple[str, ...]] = set()
+        self._series: dict[tuple[str, ...], Any] = {}
         _declare(self)
 
     def expose(self, registry: CollectorRegistry) -> None:
@@ -62,11 +62,12 @@ class Metric:
             return self._real
         values = tuple(labels[name] for name in self.labels)
         assert len(labels) == len(values), f"{self.name} has the labels {', '.join(self.labels)}"
-        if values not in self._series:
+        found = self._series.get(values)
+        if found is None:
             if len(self._series) >= self._max_series:
                 return self._real.labels(*(OTHER for _ in values))
-            self._series.add(values)
-        return self._real.labels(*values)
+            found = self._series[values] = self._real.labels(*values)
+        return found
 
 
 class Gauge(Metric):
