@@ -256,8 +256,9 @@ class _Provisioner:
         }
         metrics_port = next(self.metrics_ports, None)
         if metrics_port is not None:
-            settings["metrics_listen"] = f"{HOST}:{metrics_port}"
-            self.targets.append(Target(role, organization.name, name, settings["metrics_listen"]))
+            address = f"{HOST}:{metrics_port}"
+            settings["metrics_listen"] = address
+            self.targets.append(Target(role, organization.name, name, address))
         path = folder / "settings.toml"
         write_atomic(path, _toml(settings).encode())
         return Service(role, name, organization.name, f"talkoo_{role}", path, folder)
