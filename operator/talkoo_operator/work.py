@@ -58,13 +58,13 @@ async def _resync(
     while True:
         try:
             keys = await api.task_keys(settings.watch_namespaces)
+            phases.keep(TASK, set(keys))
             for key in keys:
                 tasks.wake(key)
             names = [("", name) for name in await api.node_names()]
+            phases.keep(NODE, set(names))
             for name in names:
                 nodes.wake(name)
-            phases.keep(TASK, set(keys))
-            phases.keep(NODE, set(names))
             probe.seen()
         except TalkooError as error:
             log.warning("the objects cannot be listed: %s", error)
