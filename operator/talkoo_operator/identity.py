@@ -1,7 +1,8 @@
 """What an organization's parts need before they start: keys, certificates, and for a new federation its genesis.
 
 `python -m talkoo_operator.identity --settings FILE` makes what is not there and renews certificates near their end;
-nothing else that exists is changed. Helm runs it before an installation and an upgrade, a CronJob every day.
+nothing else that exists is changed. A Job of each revision runs it, and a CronJob every day. Certificates that
+cert-manager issues are left to it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final, Literal
 
 import msgspec
 
 from talkoo.federation.beginning import ORGANIZATION_KEYS, account_entry, genesis_document, organization_entry
 from talkoo_core.amounts import parse_tlk
-from talkoo_core.errors import Conflict, NotFound, TalkooError
+from talkoo_core.errors import Conflict, NotFound, TalkooError, Unavailable
 from talkoo_core.signing import PrivateKey
-from talkoo_operator.api import KubernetesApi
+from talkoo_operator.api import KubernetesApi, called
+from talkoo_operator.issued import issued_authority, with_authority
 from talkoo_runtime.keys import key_document, key_of_document
 from talkoo_runtime.pki import (
     CERTIFICATE_FILE,
@@ -42,6 +45,10 @@ SERVED = ("ledger", "scheduler", "validator", "gateway", "etcd")
 ACCOUNT_SECRET = "talkoo-account"  # noqa: S105  # the name of a Secret, not one
 ACCOUNT_FILE = "account.key"
 GENESIS_FILE, TRUST_FILE = "genesis.json", "trust.pem"
+TOKEN_FILE = "rest.token"  # noqa: S105  # a file's name
+CERT_MANAGER: Final = "cert-manager"
+ISSUED_TIMEOUT_S, POLL_S = 120.0, 1.0
+"""How long cert-manager may take for the organization's authority."""
 
 
 MakeData = Callable[[], dict[str, bytes]]
@@ -69,6 +76,8 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     service_balance: str = "5 TLK"
     """For the fees of scheduler and validator."""
     accounts: tuple[NewAccount, ...] = ()
+    issuer: Literal["chart", "cert-manager"] = "chart"
+    """Who issues certificates: this program, or cert-manager; then only the trust bundle is made here."""
 
 
 class Identity:
@@ -94,13 +103,18 @@ class Identity:
             found = await self._keys(ACCOUNT_SECRET, account.namespace, ("account",), made)
             accounts[account.namespace] = (account, found["account"])
         await self._federation(authority, keys, accounts, made)
+        await self._trusted(authority, made)
         await self._secret(f"{settings.release}-storage", settings.namespace, _storage_keys, made)
-        for role in (*SERVED, "operator"):
-            await self._certificate(authority, role, made)
+        await self._secret(f"{settings.release}-gateway-token", settings.namespace, _rest_token, made)
+        if settings.issuer != CERT_MANAGER:
+            for role in (*SERVED, "operator"):
+                await self._certificate(authority, role, made)
         return made
 
     async def _authority(self, made: list[str]) -> Authority:
         name = f"{self._settings.release}-authority"
+        if self._settings.issuer == CERT_MANAGER:
+            return await self._issued(name)
 
         def make() -> dict[str, bytes]:
             new = create_authority(self._settings.organization, _now())
@@ -108,6 +122,23 @@ class Identity:
 
         found = await self._secret(name, self._settings.namespace, make, made)
         return Authority(self._settings.organization, found[CERTIFICATE_FILE], found[KEY_FILE])
+
+    async def _issued(self, name: str) -> Authority:
+        """The authority that cert-manager made. Raises Unavailable when it has not in time."""
+        settings = self._settings
+        deadline = asyncio.get_running_loop().time() + ISSUED_TIMEOUT_S
+        while True:
+            try:
+                found = await self._api.secret(settings.namespace, name)
+                return issued_authority(settings.organization, found, f"the Secret {settings.namespace}/{name}")
+            except NotFound:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise Unavailable(
+                        f"cert-manager has not made the Secret {settings.namespace}/{name} within "
+                        f"{ISSUED_TIMEOUT_S:.0f} s; `kubectl describe certificate {name}` says why",
+                        code="not_issued",
+                    ) from None
+            await asyncio.sleep(POLL_S)
 
     async def _keys(self, name: str, namespace: str, which: tuple[str, ...], made: list[str]) -> dict[str, PrivateKey]:
         def make() -> dict[str, bytes]:
@@ -145,6 +176,18 @@ class Identity:
         except Conflict:  # another run was quicker; its genesis is the one
             return
         made.append(f"ConfigMap {name}: the genesis of {settings.federation}")
+
+    async def _trusted(self, authority: Authority, made: list[str]) -> None:
+        """A renewed authority takes its own place in the trust bundle; other members' stay as they are."""
+        settings = self._settings
+        name = f"{settings.release}-federation"
+        bundle = (await self._api.config_map(settings.namespace, name))[TRUST_FILE]
+        wanted = with_authority(bundle, authority)
+        if wanted == bundle:
+            return
+        change = {"data": {TRUST_FILE: wanted.decode()}}
+        await called(self._api.core.patch_namespaced_config_map(name, settings.namespace, change))
+        made.append(f"ConfigMap {name}: trusts the authority of {authority.organization} as it is now")
 
     async def _certificate(self, authority: Authority, role: str, made: list[str]) -> None:
         settings = self._settings
@@ -190,6 +233,11 @@ def _storage_keys() -> dict[str, bytes]:
         "AWS_ACCESS_KEY_ID": secrets.token_hex(10).encode(),
         "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30).encode(),
     }
+
+
+def _rest_token() -> dict[str, bytes]:
+    """What writing over REST needs, the same for all replicas of the gateway."""
+    return {TOKEN_FILE: secrets.token_urlsafe(32).encode()}
 
 
 async def _main(path: Path) -> None:

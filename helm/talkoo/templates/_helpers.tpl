@@ -35,6 +35,11 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
+{{/* Not empty where the S3 server of the release is wanted. */}}
+{{- define "talkoo.ownStorage" -}}
+{{- if and .Values.blobs.seaweedfs.enabled (not .Values.blobs.url) }}yes{{ end }}
+{{- end }}
+
 {{- define "talkoo.blobs" -}}
 {{- if .Values.blobs.url -}}{{ .Values.blobs.url }}
 {{- else -}}s3://talkoo?endpoint=http://{{ .Release.Name }}-storage.{{ .Release.Namespace }}.svc:8333{{- end -}}
@@ -65,14 +70,37 @@ imagePullSecrets: {{ toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{/* Where every pod but an agent may run. */}}
+{{- define "talkoo.scheduling" -}}
+{{- with .Values.scheduling.nodeSelector }}
+nodeSelector: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.scheduling.tolerations }}
+tolerations: {{ toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.scheduling.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/* Replicas on different nodes, and in different zones where the cluster has them. */}}
+{{- define "talkoo.spread" -}}
+topologySpreadConstraints:
+  {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+  - maxSkew: 1
+    topologyKey: {{ . }}
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector: {matchLabels: {{ include "talkoo.selector" $ | fromYaml | toJson }}}
+  {{- end }}
+{{- end }}
+
 {{/* Volumes of a service: settings, federation, its certificate, the keys it needs. */}}
 {{- define "talkoo.volumes" -}}
 - name: settings
   configMap: {name: "{{ .root.Release.Name }}-{{ .role }}"}
 - name: federation
   configMap: {name: "{{ .root.Release.Name }}-federation"}
-- name: tls
-  secret: {secretName: "{{ .root.Release.Name }}-{{ .role }}-tls", defaultMode: 0440}
+{{ include "talkoo.tlsVolume" . }}
 - name: tmp
   emptyDir: {}
 {{- with .key }}
@@ -81,6 +109,21 @@ imagePullSecrets: {{ toYaml . | nindent 2 }}
     secretName: {{ $.root.Release.Name }}-keys
     defaultMode: 0440
     items: [{key: {{ . }}.key, path: {{ . }}.key}]
+{{- end }}
+{{- end }}
+
+{{/* A service's certificate and key under the names that our processes read, whoever issued them. */}}
+{{- define "talkoo.tlsVolume" -}}
+- name: tls
+  secret:
+    secretName: {{ .root.Release.Name }}-{{ .role }}-tls
+    defaultMode: 0440
+    {{- include "talkoo.tlsItems" .root | nindent 4 }}
+{{- end }}
+
+{{- define "talkoo.tlsItems" -}}
+{{- if eq .Values.certificates.issuer "cert-manager" -}}
+items: [{key: tls.crt, path: certificate.pem}, {key: tls.key, path: private-key.pem}]
 {{- end }}
 {{- end }}
 
@@ -97,7 +140,7 @@ imagePullSecrets: {{ toYaml . | nindent 2 }}
 {{- define "talkoo.storageEnv" -}}
 {{- range list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
 - name: {{ . }}
-  valueFrom: {secretKeyRef: {name: "{{ $.Release.Name }}-storage", key: {{ . }}}}
+  valueFrom: {secretKeyRef: {name: "{{ $.Values.blobs.secretName | default (printf "%s-storage" $.Release.Name) }}", key: {{ . }}}}
 {{- end }}
 {{- end }}
 
