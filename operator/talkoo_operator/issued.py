@@ -1,4 +1,4 @@
-"""An organization's authority that somebody else made, such as cert-manager, and its place in the trust bundle. Pure."""
+"""An organization's authority that somebody else made, such as cert-manager, and the trust bundle with it. Pure."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def organization_of(certificate: x509.Certificate) -> str:
 
 
 def with_authority(bundle: bytes, authority: Authority) -> bytes:
-    """The bundle with this authority in place of what it held for its organization; unchanged where that is the same."""
+    """The bundle with this authority in place of its organization's former one; unchanged where that is the same."""
     own = x509.load_pem_x509_certificate(authority.certificate_pem)
     known = x509.load_pem_x509_certificates(bundle)
     if own in known:
