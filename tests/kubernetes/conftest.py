@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import pytest
 
 from talkoo_core.errors import InvalidInput, NotFound, TalkooError
+from talkoo_sim.cluster.binaries import binary
 from talkoo_sim.cluster.cluster import Cluster
 from talkoo_sim.cluster.deployment import Deployment
 from talkoo_sim.cluster.layout import Layout
@@ -107,3 +108,12 @@ def _eventually() -> Callable[..., Any]:
             time.sleep(0.2)
 
     return eventually
+
+
+@pytest.fixture
+def helm(leave_out: Callable[[TalkooError], NoReturn]) -> None:
+    """For tests of the chart: the real helm is there."""
+    try:
+        binary("helm")
+    except NotFound as error:
+        leave_out(error)
