@@ -1,6 +1,8 @@
 # Images of Talkoo. `control` runs everything but training and needs no torch; `train` is for agents and validators;
-# `storage` is an S3 server for clusters that have none. All run as user 10001 with a read-only root file system.
+# `storage` is an S3 server for clusters that have none; `control-comet` is `control` with CometBFT, for ledgers whose engine
+# it is. All run as user 10001 with a read-only root file system.
 ARG PYTHON=docker.io/library/python:3.11-slim
+ARG GO=docker.io/library/golang:1.26
 
 FROM ${PYTHON} AS tools
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 UV_NO_PROGRESS=1 UV_LINK_MODE=copy
@@ -31,6 +33,11 @@ COPY requirements/storage.txt /requirements/
 RUN python3 -m venv --without-pip /opt/storage \
  && /opt/build/bin/uv pip install --quiet --python /opt/storage/bin/python --require-hashes -r /requirements/storage.txt
 
+FROM ${GO} AS build-comet
+COPY tests/comet/go /source
+RUN cd /source && CGO_ENABLED=0 GOFLAGS=-mod=readonly \
+    go build -trimpath -ldflags "-s -w" -o /cometbft github.com/cometbft/cometbft/cmd/cometbft
+
 FROM ${PYTHON} AS base
 RUN mkdir -p /var/lib/talkoo && chown 10001:10001 /var/lib/talkoo
 # USER: libraries ask for a name, and the id has none.
@@ -52,3 +59,9 @@ FROM base AS control
 COPY --from=build /opt/talkoo /opt/talkoo
 ENV PATH=/opt/talkoo/bin:/usr/local/bin:/usr/bin:/bin
 ENTRYPOINT ["/opt/talkoo/bin/python"]
+
+FROM control AS control-comet
+COPY --from=build-comet /cometbft /usr/local/bin/cometbft
+
+# Without --target: control.
+FROM control

@@ -22,6 +22,7 @@ test: $(VENV)/.dev-ready check cluster-parts unit ## set up, then check and test
 check: $(VENV)/.dev-ready lint types ## lint, dependency rule, types, freshness of generated code
 	@$(BIN)/python tools/generate_protos.py --check
 	@$(BIN)/python tools/check_lock.py
+	@$(BIN)/python tools/generate_chart_docs.py --check
 
 lint: $(VENV)/.dev-ready
 	@$(BIN)/ruff check .
