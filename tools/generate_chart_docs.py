@@ -1,6 +1,6 @@
 """Write the table of values in helm/talkoo/README.md from values.yaml, or with --check say whether it is stale.
 
-A value is a line `key: value` there, and the comment that begins with `# -- ` above it explains it. A value that nothing
+A value is a line `key: value` there, explained by the comment above it that begins with `# -- `. A value that nothing
 explains is an error.
 """
 
