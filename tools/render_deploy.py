@@ -19,20 +19,20 @@ DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 HEADER = "# Written by tools/render_deploy.py from helm/talkoo; change the chart or values.yaml, not this file.\n"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 CRD = "CustomResourceDefinition"
-FOLDERS = {"base": ("talkoo", True)}
-"""Folder with a values.yaml → its namespace, and whether the resources' definitions are written beside it."""
+FOLDERS = {"base": "talkoo", **{f"overlays/federation/{name}": name for name in ("north", "east", "south")}}
+"""Folder with a values.yaml → the namespace of its release."""
 Object = dict[str, Any]
 
 
 def rendered(folder: str) -> dict[Path, str]:
-    """Each file of the folder that comes from the chart, as it should be."""
-    namespace, definitions = FOLDERS[folder]
+    """Each file that comes from the chart with the folder's values, as it should be."""
+    namespace = FOLDERS[folder]
     values = yaml.safe_load((DEPLOY / folder / "values.yaml").read_text(encoding="utf-8"))
     objects = [plain(each, namespace) for each in render(values, "--no-hooks", namespace=namespace)]
-    files = {"talkoo.yaml": [each for each in objects if each["kind"] != CRD]}
-    if definitions:
-        files["crds.yaml"] = [each for each in objects if each["kind"] == CRD]
-    return {DEPLOY / folder / name: HEADER + yaml.safe_dump_all(files[name], width=120) for name in files}
+    files = {DEPLOY / folder / "talkoo.yaml": [each for each in objects if each["kind"] != CRD]}
+    if folder == "base":
+        files[DEPLOY / "crds" / "crds.yaml"] = [each for each in objects if each["kind"] == CRD]
+    return {path: HEADER + yaml.safe_dump_all(made, width=120) for path, made in files.items()}
 
 
 def plain(each: Object, namespace: str) -> Object:

@@ -21,11 +21,11 @@ from typing import Final, Literal
 
 import msgspec
 
-from talkoo.federation.beginning import ORGANIZATION_KEYS, account_entry, genesis_document, organization_entry
-from talkoo_core.amounts import parse_tlk
-from talkoo_core.errors import Conflict, NotFound, TalkooError, Unavailable
+from talkoo.federation.beginning import ORGANIZATION_KEYS
+from talkoo_core.errors import Conflict, InvalidInput, NotFound, PermissionDenied, TalkooError, Unavailable
 from talkoo_core.signing import PrivateKey
 from talkoo_operator.api import KubernetesApi, called
+from talkoo_operator.founding import CARD_FILE, Card, Founder, card_text, genesis_of, make_card, read_card, trust_of
 from talkoo_operator.issued import issued_authority, with_authority
 from talkoo_runtime.keys import key_document, key_of_document
 from talkoo_runtime.pki import (
@@ -36,7 +36,6 @@ from talkoo_runtime.pki import (
     identity_uri,
     issue,
     needs_renewal,
-    trust_bundle,
 )
 from talkoo_runtime.settings import load_settings
 
@@ -49,6 +48,8 @@ TOKEN_FILE = "rest.token"  # noqa: S105  # a file's name
 CERT_MANAGER: Final = "cert-manager"
 ISSUED_TIMEOUT_S, POLL_S = 120.0, 1.0
 """How long cert-manager may take for the organization's authority."""
+FOUNDERS_TIMEOUT_S = 600.0
+"""How long the other founders may take to publish their cards; the Job is tried again after that."""
 
 
 MakeData = Callable[[], dict[str, bytes]]
@@ -78,6 +79,8 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accounts: tuple[NewAccount, ...] = ()
     issuer: Literal["chart", "cert-manager"] = "chart"
     """Who issues certificates: this program, or cert-manager; then only the trust bundle is made here."""
+    founders: tuple[Founder, ...] = ()
+    """Organizations that begin the federation together, this one among them; none: this one alone."""
 
 
 class Identity:
@@ -162,20 +165,60 @@ class Identity:
             return
         except NotFound:
             pass
-        organization = organization_entry(settings.organization, keys, parse_tlk(settings.stake))
-        entries = [account_entry(keys["owner"], parse_tlk(settings.balance), settings.organization)]
-        for role in ("scheduler", "validator"):
-            balance = parse_tlk(settings.service_balance)
-            entries.append(account_entry(keys[role], balance, f"{settings.organization}-{role}"))
-        for namespace, (account, key) in accounts.items():
-            entries.append(account_entry(key, parse_tlk(account.balance), namespace))
-        genesis = genesis_document(f"{settings.federation}-1", time.time_ns(), [organization], entries)
-        data = {GENESIS_FILE: json.dumps(genesis, indent=2) + "\n", TRUST_FILE: trust_bundle([authority]).decode()}
+        own = make_card(
+            authority,
+            keys,
+            [(namespace, account.balance, key) for namespace, (account, key) in accounts.items()],
+            stake=settings.stake,
+            balance=settings.balance,
+            service_balance=settings.service_balance,
+            time_ns=time.time_ns(),
+        )
+        cards = await self._cards(own, made) if settings.founders else [own]
+        genesis = json.dumps(genesis_of(settings.federation, cards), indent=2) + "\n"
+        data = {GENESIS_FILE: genesis, TRUST_FILE: trust_of(cards)}
         try:
             await self._api.create_config_map(settings.namespace, name, data, self._labels)
         except Conflict:  # another run was quicker; its genesis is the one
             return
         made.append(f"ConfigMap {name}: the genesis of {settings.federation}")
+
+    async def _cards(self, own: Card, made: list[str]) -> list[Card]:
+        """Publish our card, wait for those of the other founders. Raises Unavailable naming who is missing."""
+        settings = self._settings
+        if settings.organization not in [founder.organization for founder in settings.founders]:
+            raise InvalidInput(
+                f"{settings.organization} is not among its own founders; add it to federation.founders",
+                code="bad_settings",
+            )
+        name = f"{settings.release}-card"
+        try:
+            await self._api.create_config_map(settings.namespace, name, {CARD_FILE: card_text(own)}, self._labels)
+            made.append(f"ConfigMap {name}: what {settings.organization} brings into {settings.federation}")
+        except Conflict:  # an earlier run published it: what others have read holds
+            pass
+        deadline = asyncio.get_running_loop().time() + FOUNDERS_TIMEOUT_S
+        while True:
+            found = [(founder, await self._card(founder)) for founder in settings.founders]
+            missing = [founder.organization for founder, card in found if card is None]
+            if not missing:
+                return [card for _, card in found if card is not None]
+            if asyncio.get_running_loop().time() > deadline:
+                raise Unavailable(
+                    f"no card of {', '.join(missing)} within {FOUNDERS_TIMEOUT_S:.0f} s; install their releases",
+                    code="founders_missing",
+                )
+            await asyncio.sleep(POLL_S)
+
+    async def _card(self, founder: Founder) -> Card | None:
+        """None while it is not there, or while its release has not let us read it."""
+        name = f"{founder.release}-card"
+        try:
+            found = await self._api.config_map(founder.namespace, name)
+        except (NotFound, PermissionDenied):
+            return None
+        where = f"the ConfigMap {founder.namespace}/{name}"
+        return read_card(founder.organization, found.get(CARD_FILE, b"").decode(errors="replace"), where)
 
     async def _trusted(self, authority: Authority, made: list[str]) -> None:
         """A renewed authority takes its own place in the trust bundle; other members' stay as they are."""

@@ -10,6 +10,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from talkoo_ledger.genesis import parse_genesis
+from talkoo_operator.founding import card_text, make_card
 from talkoo_operator.plan import FINALIZER
 
+from talkoo.federation.beginning import ORGANIZATION_KEYS
+from talkoo_core.signing import PrivateKey
 from talkoo_runtime.pki import Authority, create_authority
 from talkoo_sim.cluster.chart import Object, render
 from talkoo_sim.cluster.cluster import Cluster
@@ -101,22 +106,38 @@ def _fingerprint(authority: Authority) -> bytes:
 
 
 @pytest.fixture
-def home(control_plane: Cluster, tmp_path: Path) -> Iterator[Home]:
-    namespace = f"jobs-{secrets.token_hex(3)}"
+def new_home(control_plane: Cluster, tmp_path: Path) -> Iterator[Callable[[], Home]]:
     control_plane.apply(*(each for each in render() if each["kind"] == "CustomResourceDefinition"))
     control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
-    control_plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
-    yield Home(control_plane, tmp_path, namespace)
-    control_plane.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=60s", timeout_s=70.0)
-    roles = [f"{namespace}-talkoo-{name}" for name in ("cleanup", "identity")]
+    made: list[str] = []
+
+    def make() -> Home:
+        namespace = f"jobs-{secrets.token_hex(3)}"
+        made.append(namespace)
+        control_plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+        (tmp_path / namespace).mkdir()
+        return Home(control_plane, tmp_path / namespace, namespace)
+
+    yield make
+    control_plane.kubectl("delete", "namespace", *made, "--ignore-not-found", "--timeout=60s", timeout_s=70.0)
+    roles = [f"{namespace}-talkoo-{name}" for namespace in made for name in ("cleanup", "identity")]
     for kind in ("clusterrole", "clusterrolebinding"):
         control_plane.kubectl("delete", kind, *roles, "--ignore-not-found")
+
+
+@pytest.fixture
+def home(new_home: Callable[[], Home]) -> Home:
+    return new_home()
 
 
 def task(home: Home, name: str, *finalizers: str) -> Object:
     made: Object = yaml.safe_load(EXAMPLE.read_text())
     made["metadata"] = {"name": name, "namespace": home.namespace, "finalizers": list(finalizers)}
     return made
+
+
+def versions(home: Home, kind: str) -> dict[str, str]:
+    return {each["metadata"]["name"]: each["metadata"]["resourceVersion"] for each in home.get(kind)["items"]}
 
 
 def finalizers(home: Home, name: str) -> list[str]:
@@ -185,10 +206,10 @@ def test_identity_makes_what_pods_mount_and_nothing_twice(home: Home) -> None:
     }
     assert mounted < home.names("secret")
     assert len(home.secret("talkoo-gateway-token")["rest.token"]) >= 32
-    before = {name: home.get("secret", name)["metadata"]["resourceVersion"] for name in home.names("secret")}
+    before = versions(home, "secret")
     again = home.run("identity")
     assert again.stdout == "everything is there, and no certificate is near its end\n"
-    assert before == {name: home.get("secret", name)["metadata"]["resourceVersion"] for name in home.names("secret")}
+    assert before == versions(home, "secret")
 
 
 def test_certificates_that_cert_manager_issues_are_left_to_it(home: Home) -> None:
@@ -218,3 +239,52 @@ def test_an_authority_of_another_organization_is_refused(home: Home) -> None:
     assert (
         "the certificate is of 'east'; the authority of north must have the subject organization 'north'" in done.stderr
     )
+
+
+def test_founders_that_share_no_secret_make_the_same_genesis(new_home: Callable[[], Home]) -> None:
+    homes = {name: new_home() for name in ("north", "east", "south")}
+    founders = [{"organization": n, "namespace": h.namespace, "release": "talkoo"} for n, h in homes.items()]
+
+    def found(name: str) -> subprocess.CompletedProcess[str]:
+        return homes[name].run("identity", {"organization": name, "federation": {"founders": founders}})
+
+    with ThreadPoolExecutor(len(homes)) as pool:
+        done = [*pool.map(found, homes)]
+    assert [each.returncode for each in done] == [0, 0, 0], [each.stderr for each in done]
+    written = {json.dumps(home.get("configmap", "talkoo-federation")["data"]) for home in homes.values()}
+    assert len(written) == 1
+    genesis = parse_genesis(json.loads(written.pop())["genesis.json"].encode())
+    assert [organization.name for organization in genesis.organizations] == ["east", "north", "south"]
+    assert len(homes["north"].trusted()) == 3
+    keys = [home.secret("talkoo-keys")["owner.key"] for home in homes.values()]
+    assert len(set(keys)) == 3
+    for home in homes.values():
+        card = home.get("configmap", "talkoo-card")["data"]["card.json"]
+        assert "PRIVATE" not in card
+        assert not [key for key in keys if json.loads(key)["seed"] in card]
+
+
+def test_a_card_of_another_organization_is_refused(new_home: Callable[[], Home]) -> None:
+    north, east = new_home(), new_home()
+    founders = [
+        {"organization": "north", "namespace": north.namespace, "release": "talkoo"},
+        {"organization": "east", "namespace": east.namespace, "release": "talkoo"},
+    ]
+    values = {"federation": {"founders": founders}}
+    card = card_of("west")
+    rights = [o for o in render(values | {"organization": "east"}, namespace=east.namespace) if o["kind"] in RIGHTS]
+    east.cluster.apply(*(east.placed(each) for each in rights if _component(each) == "identity"))
+    metadata = {"name": "talkoo-card", "namespace": east.namespace}
+    east.cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"card.json": card}})
+    done = north.run("identity", values)
+    assert done.returncode == 2
+    assert "is the card of 'west'" in done.stderr
+    assert "correct federation.founders" in done.stderr
+
+
+def card_of(organization: str) -> str:
+    """A card in good order."""
+    now = datetime.datetime.now(datetime.UTC)
+    keys = {name: PrivateKey.from_seed(secrets.token_bytes(32)) for name in ORGANIZATION_KEYS}
+    amounts = {"stake": "1000 TLK", "balance": "9 TLK", "service_balance": "1 TLK"}
+    return card_text(make_card(create_authority(organization, now), keys, [], time_ns=1, **amounts))

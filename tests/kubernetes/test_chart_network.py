@@ -138,3 +138,16 @@ def test_the_gateway_is_open_to_whom_the_values_name() -> None:
     spec = policies(render({"networkPolicies": {"gatewayFrom": [who]}}))["talkoo-gateway"]
     assert spec["ingress"][0]["from"] == [who]
     assert "from" not in policies(render())["talkoo-gateway"]["ingress"][0]
+
+
+def test_founders_in_this_cluster_reach_each_other() -> None:
+    founders = [{"organization": name, "namespace": f"of-{name}", "release": "talkoo"} for name in ("north", "east")]
+    found = policies(render({"federation": {"founders": founders}}))
+    east = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "of-east"}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "talkoo", "app.kubernetes.io/instance": "talkoo"}},
+    }
+    reach = {name for name, spec in found.items() if {"to": [east]} in spec.get("egress", ())}
+    let_in = {name for name, spec in found.items() for rule in spec.get("ingress", ()) if rule.get("from") == [east]}
+    assert reach == {"talkoo-ledger", "talkoo-agent", "talkoo-gateway"}
+    assert let_in == {"talkoo-ledger", "talkoo-agent"}

@@ -99,6 +99,14 @@ def test_an_agent_understands_what_the_chart_and_its_node_say_together(tmp_path:
     assert (agent.duty, agent.stake_utlk, agent.memory_bytes, join.stake) == (0.5, 7_250_000, 1 << 40, "7.25 TLK")
 
 
+def test_the_ledger_begins_with_the_other_founders(tmp_path: Path) -> None:
+    founders = [{"organization": name, "namespace": f"of-{name}", "release": "talkoo"} for name in ("north", "east")]
+    objects = render({"federation": {"founders": founders}})
+    (peer,) = loaded(objects, "ledger", tmp_path).peers
+    assert (peer.organization, peer.endpoint) == ("east", "talkoo-ledger.of-east.svc:7443")
+    assert [msgspec.to_builtins(each) for each in loaded(objects, "identity", tmp_path).founders] == founders
+
+
 def test_large_numbers_are_written_out(tmp_path: Path) -> None:
     values = {"ledger": {"haltHeight": 123_456_789_012}, "agents": {"powerMilliwatts": 3_000_000_000}}
     assert loaded(render(values), "ledger", tmp_path).halt_height == 123_456_789_012

@@ -73,6 +73,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "organization in capitals": ({"organization": "North"}, "/organization"),
     "amount without unit": ({"federation": {"stake": "1000"}}, "/federation/stake"),
     "amount with seven decimals": ({"agents": {"stake": "1.0000001 TLK"}}, "/agents/stake"),
+    "founders without ourselves": (
+        {"federation": {"founders": [{"organization": "east", "namespace": "east", "release": "talkoo"}]}},
+        "federation.founders: north is not among them",
+    ),
     "account without balance": ({"federation": {"accounts": [{"namespace": "a"}]}}, "/federation/accounts/0"),
     "short digest": ({"images": {"control": {"digest": "sha256:abc"}}}, "/images/control/digest"),
     "pull policy": ({"images": {"pullPolicy": "Sometimes"}}, "/images/pullPolicy"),
