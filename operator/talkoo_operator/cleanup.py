@@ -27,6 +27,7 @@ POLL_S = 0.5
 MAX_TRIES = 5
 """For one object that somebody else changes at the same time."""
 IDENTITY = "talkoo-identity"
+NODE_LEASES = "gpunode-"
 
 
 class CleanupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,9 +61,7 @@ class Cleanup:
             for name in await self._api.node_names():
                 await _gone(self._api.custom.delete_cluster_custom_object(GROUP, VERSION, NODES, name))
                 done.append(f"GPUNode {name} is deleted")
-        release, namespace = self._settings.release, self._settings.namespace
-        leases: Any = client.CoordinationV1Api(self._api.client)
-        await _gone(leases.delete_namespaced_lease(f"{release}-operator", namespace))
+        await self._delete_leases()
         if self._settings.delete_secrets:
             done += await self._delete_secrets()
         return done
@@ -118,13 +117,23 @@ class Cleanup:
         found: dict[str, Any] = listed["items"][0]
         return found
 
+    async def _delete_leases(self) -> None:
+        """The operator's, and those by which agents show that they live."""
+        release, namespace = self._settings.release, self._settings.namespace
+        leases: Any = client.CoordinationV1Api(self._api.client)
+        for lease in (await called(leases.list_namespaced_lease(namespace))).items:
+            name = lease.metadata.name
+            if name == f"{release}-operator" or (self._settings.agents and name.startswith(NODE_LEASES)):
+                await _gone(leases.delete_namespaced_lease(name, namespace))
+
     async def _delete_secrets(self) -> list[str]:
         release, namespace = self._settings.release, self._settings.namespace
         selector = f"app.kubernetes.io/instance={release},app.kubernetes.io/managed-by={IDENTITY}"
         found = (await called(self._api.core.list_namespaced_secret(namespace, label_selector=selector))).items
         for secret in found:
             await _gone(self._api.core.delete_namespaced_secret(secret.metadata.name, namespace))
-        await _gone(self._api.core.delete_namespaced_config_map(f"{release}-federation", namespace))
+        for name in (f"{release}-federation", f"{release}-card"):
+            await _gone(self._api.core.delete_namespaced_config_map(name, namespace))
         return [f"Secret {secret.metadata.name} is deleted" for secret in found]
 
 

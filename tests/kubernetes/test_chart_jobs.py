@@ -149,15 +149,18 @@ def test_before_an_uninstallation_the_operator_stops_and_nothing_keeps_a_namespa
 ) -> None:
     objects = render(namespace=home.namespace)
     operator = [o for o in objects if _component(o) == "operator" and o["kind"] in ("Deployment", "ServiceAccount")]
-    lease = {
-        "apiVersion": "coordination.k8s.io/v1",
-        "kind": "Lease",
-        "metadata": {"name": "talkoo-operator", "namespace": home.namespace},
-        "spec": {},
-    }
+    leases = [
+        {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": name, "namespace": home.namespace},
+            "spec": {},
+        }
+        for name in ("talkoo-operator", "gpunode-one", "of-somebody-else")
+    ]
     node = {"apiVersion": "talkoo.dev/v1alpha1", "kind": "GPUNode", "metadata": {"name": home.namespace}}
     tasks = [task(home, "one", FINALIZER), task(home, "two", FOREIGN, FINALIZER), task(home, "three")]
-    home.cluster.apply(*(home.placed(each) for each in operator), lease, node, *tasks)
+    home.cluster.apply(*(home.placed(each) for each in operator), *leases, node, *tasks)
     assert home.run("identity").returncode == 0
     eventually(lambda: len(home.names("pods")) == 2, "the operator's pods are there")
 
@@ -168,7 +171,7 @@ def test_before_an_uninstallation_the_operator_stops_and_nothing_keeps_a_namespa
     assert (finalizers(home, "one"), finalizers(home, "two"), finalizers(home, "three")) == ([], [FOREIGN], [])
     assert home.get("deployment", "talkoo-operator")["spec"]["replicas"] == 0
     assert not home.names("pods")
-    assert not home.names("lease")
+    assert home.names("lease") == {"of-somebody-else"}
     assert home.namespace not in home.names("gpunode")
     assert {"talkoo-keys", "talkoo-authority"} <= home.names("secret"), "keys are money: they stay"
     home.cluster.kubectl(
