@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
 import pynvml
 
+from talkoo_agent.nvml import nvml
 from talkoo_agent.processor import processor_name
+from talkoo_core.errors import Failed
 
 CPU_CORE_POWER_MW = 15_000
 """Declared default for one busy core: a server core with its share of memory and losses draws 5 to 25 W."""
@@ -31,25 +31,19 @@ class Device:
         return "nccl" if self.kind == "cuda" else "gloo"
 
 
-@contextlib.contextmanager
-def _nvml() -> Iterator[bool]:
-    """Yields whether NVML answers; a machine without a driver is an ordinary machine."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        pynvml.nvmlShutdown()
-
-
 def find_device(declared_power_mw: int = 0, declared_memory_bytes: int = 0) -> Device:
-    """The first GPU, else the processor. Declared figures win over defaults and lower what is lent, never raise it."""
-    with _nvml() as answers:
-        if answers and pynvml.nvmlDeviceGetCount() > 0:
-            return _gpu(declared_power_mw, declared_memory_bytes)
+    """The first GPU, else the processor. Declared figures win over defaults and lower what is lent, never raise it.
+
+    Raises Failed (code `gpu_lost`) when the GPU is there and does not answer.
+    """
+    with nvml() as answers:
+        try:
+            if answers and pynvml.nvmlDeviceGetCount() > 0:
+                return _gpu(declared_power_mw, declared_memory_bytes)
+        except pynvml.NVMLError as error:
+            raise Failed(
+                f"the first GPU does not answer ({error}); reset it or restart the node", code="gpu_lost"
+            ) from None
     total = int(psutil.virtual_memory().total)
     return Device(
         kind="cpu",
@@ -97,7 +91,7 @@ class EnergyMeter:
     def _counter_mj(self) -> int | None:
         if self._device.kind != "cuda" or self._device.power_source != "nvml":
             return None
-        with _nvml() as answers:
+        with nvml() as answers:
             if not answers:
                 return None
             try:
