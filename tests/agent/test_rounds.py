@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from talkoo_agent.rounds import (
     Decision,
+    HandBack,
     ReportLost,
     ShardRun,
     Stage,
@@ -56,3 +57,23 @@ def test_the_last_segment_may_be_shorter() -> None:
     order = decide(VIEW, READY, 2)
     assert isinstance(order, TrainSegment)
     assert (order.segment, order.first_step, order.steps) == (3, 90, 10)
+
+
+@pytest.mark.parametrize(
+    ("view", "run", "begun", "kind"),
+    [
+        (VIEW, READY, 2, HandBack),
+        (VIEW, None, 1, HandBack),
+        (VIEW, None, 2, ReportLost),
+        (VIEW, replace(READY, last_segment=-1), 2, TrainSegment),
+        (VIEW, replace(READY, stage=Stage.TRAINING), 2, Wait),
+        (replace(VIEW, committed_here=True), READY, 2, Wait),
+        (replace(VIEW, next_segment=4), replace(READY, last_segment=3), 2, Wait),
+        (replace(VIEW, running=False), READY, 2, StopShard),
+    ],
+)
+def test_a_draining_node_gives_a_shard_back_between_segments_but_not_before_the_first_is_done(
+    view: TaskView, run: ShardRun | None, begun: int, kind: type[Decision]
+) -> None:
+    decision = decide(view, run, begun, "the node is cordoned")
+    assert type(decision) is kind, decision

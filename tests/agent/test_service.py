@@ -9,22 +9,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import msgspec
 import psutil
 import pytest
 import torch
+from talkoo_agent.node_files import ORDERS_FILE, REPORT_FILE, read_message, write_message
 from talkoo_agent.service import serve
 from talkoo_agent.settings import AgentSettings
-from talkoo_api.agent.v1 import agent_pb2, agent_pb2_grpc
+from talkoo_api.agent.v1 import agent_pb2, agent_pb2_grpc, node_pb2
 from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, state_pb2, tx_pb2
 from talkoo_api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from talkoo_ledger.records import SegmentPhase, TaskPhase
 from talkoo_ledger.wire import event_proto, tx_result_proto
 
-from talkoo_core.errors import NotFound, PermissionDenied, error_of
+from talkoo_core.errors import NotFound, PermissionDenied, TalkooError, error_of
 from talkoo_core.signing import PublicKey
 from talkoo_math.determinism import make_deterministic
 from talkoo_math.flops import flops_per_sample
@@ -40,6 +45,7 @@ from talkoo_runtime.service_settings import ServiceSettings
 from talkoo_runtime.supervision import Background
 from talkoo_sim.ledger_chain import LedgerChain, address, make_genesis, verdict_of
 from talkoo_sim.ports import free_port
+from talkoo_sim.stand_in_nvml import H100, StandInDriver
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 DEADLINE_S = 120.0
@@ -174,13 +180,12 @@ class Town:
             self.endpoints[role] = settings.listen
             self._stops.append(lambda server=server: server.stop(0))
 
-    async def agent(self, name: str, **changes: Any) -> None:
-        organization = name.split("-")[0]
-        fields = self.who(organization, "agent", name)
+    def settings(self, name: str, **changes: Any) -> AgentSettings:
+        fields = self.who(name.split("-")[0], "agent", name)
         key_path = self.folder / "members" / name / "account.key"
         if not key_path.exists():
             save_key(key_path, hashlib.sha256(f"sim key {name}".encode()).digest())
-        settings = AgentSettings(
+        made = AgentSettings(
             **fields,
             ledger=self.endpoints["ledger"],
             scheduler=self.endpoints["scheduler"],
@@ -191,8 +196,12 @@ class Town:
             stake_utlk=20_000_000,
             **changes,
         )
-        Path(settings.state_dir).mkdir(parents=True, exist_ok=True)
-        self.endpoints[name] = settings.listen
+        Path(made.state_dir).mkdir(parents=True, exist_ok=True)
+        self.endpoints[name] = made.listen
+        return made
+
+    async def agent(self, name: str, **changes: Any) -> None:
+        settings = self.settings(name, **changes)
         background = Background()
         stop = await serve(settings, background)
 
@@ -368,3 +377,126 @@ async def a_killed_trainer_costs_only_its_open_segment(town: Town) -> None:
     await until(lambda: sim.task(task_id).phase is TaskPhase.VERIFYING, "the second attempt's segment")
     resumed = sim.segment(task_id, 2, 1)
     assert resumed.start_params_sha256 == start
+
+
+def report(folder: Path) -> node_pb2.NodeReport:
+    return read_message(folder / REPORT_FILE, node_pb2.NodeReport) or node_pb2.NodeReport()
+
+
+async def test_a_drained_node_hands_its_shard_back_and_takes_none_until_it_may(town: Town, tmp_path: Path) -> None:
+    """Nothing that is committed is lost: the next attempt begins with the last segment's parameters."""
+    folder = tmp_path / "shared"
+    await town.agent("north-1", node_folder=str(folder))
+    await town.agent("east-1")
+    await until(lambda: len(town.listener.offers) == 2, "both offers")
+    task_id = await digits_task(town, DIGITS, steps=6000, steps_per_segment=150)
+    place(town, task_id)
+    sim = town.chain.sim
+    await until(lambda: sim.task(task_id).next_segment == 1, "the first segment")
+    assert [(shard.task_id, shard.attempt) for shard in report(folder).shards] == [(task_id, 1)]
+    orders = node_pb2.NodeOrders(drain="the node is cordoned", hand_back=True, price_utlk_per_gflop=90_000)
+    write_message(folder / ORDERS_FILE, orders)
+    await until(lambda: sim.task(task_id).phase is TaskPhase.PENDING, "the shard handed back")
+    done = sim.task(task_id).next_segment
+    assert 1 <= done < 40
+    assert sim.task(task_id).fruitless_attempts <= 1
+    await until(lambda: town.listener.offers["north-1"].state == "draining", "the offer withdrawn")
+    assert town.listener.offers["north-1"].reason == "the node is cordoned"
+    await until(lambda: not report(folder).shards and report(folder).reason == "Draining", "the report")
+    await until(lambda: sim.state.nodes[address("north-1")].price_utlk_per_gflop == 90_000, "the price on the ledger")
+
+    start = sim.task(task_id).start_params_sha256
+    write_message(folder / ORDERS_FILE, node_pb2.NodeOrders())
+    await until(lambda: town.listener.offers["north-1"].state == "ready", "the node offered again")
+    place(town, task_id)
+    await until(lambda: sim.task(task_id).next_segment == done + 1, "the next segment of the second attempt")
+    assert sim.segment(task_id, 2, done).start_params_sha256 == start
+
+
+class AgentProcess:
+    """An agent as its container runs it."""
+
+    def __init__(self, settings: AgentSettings, environment: dict[str, str] | None = None) -> None:
+        self._path = Path(settings.state_dir).parent / "settings.json"
+        self._path.write_bytes(msgspec.json.encode(settings))
+        self._environment = environment
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "talkoo_agent", "--settings", str(self._path)]
+        self.process = subprocess.Popen(command, env=self._environment, stdout=subprocess.DEVNULL)
+
+    def end(self) -> int:
+        assert self.process is not None
+        self.process.terminate()  # as at the end of a pod
+        return self.process.wait(30)
+
+
+async def test_shards_survive_an_upgrade_of_the_agent(town: Town, tmp_path: Path) -> None:
+    """As a DaemonSet's rolling update does it: preStop hook, SIGTERM, a new process with the node's folder."""
+    folder = tmp_path / "shared"
+    agent = AgentProcess(town.settings("north-1", node_folder=str(folder)))
+    await town.agent("east-1")
+    agent.start()
+    try:
+        await until(lambda: len(town.listener.offers) == 2, "both offers")
+        task_id = await digits_task(town, DIGITS, steps=6000, steps_per_segment=150)
+        place(town, task_id)
+        sim = town.chain.sim
+        await until(lambda: sim.task(task_id).next_segment == 1, "the first segment")
+
+        hook = [sys.executable, "-m", "talkoo_agent.leave", "--folder", str(folder), "--wait-s", "60"]
+        done = await asyncio.to_thread(subprocess.run, hook, capture_output=True, text=True, timeout=90)
+        assert (done.returncode, done.stdout) == (0, "all shards are handed back\n")
+        assert await asyncio.to_thread(agent.end) == 0
+        assert "north-1" not in town.listener.offers
+        task = sim.task(task_id)
+        assert (task.phase, sim.segment(task_id, 1, 0).phase) == (TaskPhase.PENDING, SegmentPhase.AUDITED)
+
+        shutil.rmtree(folder)  # it is the old pod's
+        agent.start()
+        await until(lambda: "north-1" in town.listener.offers, "the new agent's offer")
+        place(town, task_id)
+        await until(lambda: sim.task(task_id).next_segment == task.next_segment + 1, "the next segment")
+        assert sim.segment(task_id, 2, task.next_segment).start_params_sha256 == task.start_params_sha256
+    finally:
+        await asyncio.to_thread(agent.end)
+
+
+async def test_a_node_without_a_gpu_says_so_and_offers_nothing_unless_allowed(town: Town, tmp_path: Path) -> None:
+    await town.agent("north-1", node_folder=str(tmp_path / "shared"), allow_cpu=False)
+    await town.agent("east-1")
+    await until(lambda: "east-1" in town.listener.offers, "the offer of the node that may")
+    await until(lambda: report(tmp_path / "shared").reason == "NoGPU", "the report")
+    assert report(tmp_path / "shared").state == "off"
+    assert "north-1" not in town.listener.offers
+    assert town.chain.sim.state.nodes.get(address("north-1")) is None
+
+
+async def test_a_faulty_gpu_is_reported_and_its_node_takes_no_work(
+    town: Town, tmp_path: Path, leave_out: Callable[[TalkooError], NoReturn]
+) -> None:
+    """The agent is real, and so are pynvml's bindings; the driver below them is a STAND-IN."""
+    folder, library = tmp_path / "shared", tmp_path / "driver"
+    library.mkdir()
+    try:
+        driver = StandInDriver(library)
+    except NotFound as error:
+        leave_out(error)
+    driver.cards(H100, {**H100, "uuid": "GPU-2"})
+    settings = town.settings("north-1", node_folder=str(folder), allow_cpu=False, warm_trainer=False)
+    agent = AgentProcess(settings, driver.environment)
+    agent.start()
+    try:
+        await until(lambda: "north-1" in town.listener.offers, "the offer of the node with a GPU")
+        assert town.chain.sim.state.nodes[address("north-1")].device == H100["name"]
+        await until(lambda: report(folder).state == "ready", "the report")
+        assert [(gpu.uuid, list(gpu.faults)) for gpu in report(folder).gpus] == [(H100["uuid"], []), ("GPU-2", [])]
+        driver.event(0, 79)
+        driver.cards(H100, {**H100, "uuid": "GPU-2"})
+        await until(lambda: town.listener.offers["north-1"].state == "draining", "the offer withdrawn")
+        assert "XID 79" in town.listener.offers["north-1"].reason
+        await until(lambda: report(folder).reason == "GPUFault", "the report")
+        assert list(report(folder).gpus[0].faults) == ["XID 79"]
+    finally:
+        await asyncio.to_thread(agent.end)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from talkoo_api.agent.v1 import agent_pb2
+from talkoo_api.agent.v1 import agent_pb2, node_pb2
 
 from talkoo_agent.devices import Device
 from talkoo_agent.journal import Journals
+from talkoo_agent.nvml import GpuWatch
 from talkoo_agent.settings import AgentSettings
 from talkoo_agent.spare import Spare
+from talkoo_agent.standing import Standing
 from talkoo_core.signing import PrivateKey
 from talkoo_runtime.blobs import BlobStore
 from talkoo_runtime.ledger_client import LedgerClient
@@ -31,12 +33,26 @@ class Node:
     """A SchedulerStub."""
     blobs: BlobStore
     spare: Spare
+    watch: GpuWatch = field(default_factory=GpuWatch)
+    standing: Standing = field(default_factory=Standing)
+    orders: node_pb2.NodeOrders = field(default_factory=node_pb2.NodeOrders)
+    """The newest of the node's keeper, and of a pod that is about to end."""
     logs: Journals[agent_pb2.LogLine] = field(default_factory=Journals)
     progress: Journals[agent_pb2.ProgressUpdate] = field(default_factory=Journals)
 
     @property
     def folder(self) -> Path:
         return Path(self.settings.state_dir)
+
+    @property
+    def hand_back(self) -> str:
+        """Why shards are to be given back after their present segment; empty when they are not."""
+        return self.orders.drain if self.orders.hand_back else ""
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Of the card that is lent."""
+        return next((reading.faults for reading in self.watch.latest), ())
 
     @property
     def host(self) -> str:

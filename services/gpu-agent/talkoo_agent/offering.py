@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 
+import msgspec
 from talkoo_api.ledger.v1 import state_pb2
 from talkoo_api.scheduler.v1 import scheduler_pb2
 
@@ -13,6 +14,7 @@ from talkoo_agent.metrics import JAILED, OFFERED
 from talkoo_agent.node import Node
 from talkoo_agent.serving import Serving
 from talkoo_agent.speed import speed_of
+from talkoo_agent.standing import refusal_of
 from talkoo_agent.trainer_messages import Measured
 from talkoo_agent.wire import offer_of, registration_of
 from talkoo_agent.work import Work
@@ -67,8 +69,14 @@ async def offer_forever(node: Node, work: Work, serving: Serving) -> None:
         if time.monotonic() - read_at > NODE_REVIEW_S:
             record, read_at = await node.ledger.node(node.id), time.monotonic()
         JAILED.set(record.jailed)
-        draining = f"jailed until block {record.jailed_until_height} for forging" if record.jailed else ""
+        if _priced_anew(node):
+            record = await register(node)
+        refusal = refusal_of(node.orders, node.faults, record)
+        draining = refusal.message if refusal is not None else ""
         offer = offer_of(node.settings, record, work.running_tasks, serving.served_models, draining)
+        node.standing.record = record
+        reason = refusal.reason if refusal is not None else offer.state.capitalize()
+        node.standing.set(offer.state, reason, offer.reason or "the node takes work")
         work.changed.clear()
         pause = max(ttl_s / 2, LEAST_PAUSE_S)
         try:
@@ -85,6 +93,16 @@ async def offer_forever(node: Node, work: Work, serving: Serving) -> None:
             await asyncio.wait_for(work.changed.wait(), pause)
         except TimeoutError:
             continue
+
+
+def _priced_anew(node: Node) -> bool:
+    """Take the price that the node's keeper gives. Without one, the last stays until the agent begins anew."""
+    given = node.orders.price_utlk_per_gflop
+    if not node.orders.HasField("price_utlk_per_gflop") or given == node.settings.price_utlk_per_gflop:
+        return False
+    log.info("the price is %d utlk per GFLOP from now on", given)
+    node.settings = msgspec.structs.replace(node.settings, price_utlk_per_gflop=given)
+    return True
 
 
 async def withdraw(node: Node) -> None:

@@ -93,11 +93,19 @@ class ReportLost(Decision):
     rank: int
 
 
-def decide(view: TaskView, run: ShardRun | None, begun_attempt: int) -> Decision:
+@dataclass(frozen=True, slots=True)
+class HandBack(Decision):
+    """The node takes no part any more: another placement goes on from what is committed."""
+
+    attempt: int
+    rank: int
+
+
+def decide(view: TaskView, run: ShardRun | None, begun_attempt: int, hand_back: str = "") -> Decision:
     """The next thing to do for one task.
 
     `run`: the shard on this node, None when there is none; `begun_attempt`: the highest attempt this node ever began
-    (kept on disk), 0 when none.
+    (kept on disk), 0 when none; `hand_back`: why the node wants to be free of its shards, empty when it does not.
     """
     if not view.running:
         return StopShard("the task does not run any more") if run is not None else Wait("the task does not run")
@@ -108,11 +116,13 @@ def decide(view: TaskView, run: ShardRun | None, begun_attempt: int) -> Decision
     if run is None:
         if begun_attempt >= view.attempt:
             return ReportLost(f"attempt {view.attempt} was begun here and is lost", view.attempt, view.rank)
+        if hand_back:
+            return HandBack(f"not begun: {hand_back}", view.attempt, view.rank)
         return StartShard(f"rank {view.rank} of attempt {view.attempt}", view.attempt, view.rank)
-    return _next_segment(view, run)
+    return _next_segment(view, run, hand_back)
 
 
-def _next_segment(view: TaskView, run: ShardRun) -> Decision:
+def _next_segment(view: TaskView, run: ShardRun, hand_back: str) -> Decision:
     if run.stage is Stage.ENDED:
         return Wait("this attempt has ended here; another must be placed")
     if run.stage is not Stage.WAITING:
@@ -125,6 +135,10 @@ def _next_segment(view: TaskView, run: ShardRun) -> Decision:
         return Wait(f"segment {view.next_segment} has no beacon yet")
     if run.last_segment >= 0 and view.next_segment != run.last_segment + 1:
         return StopShard(f"the ledger is at segment {view.next_segment}, this shard at {run.last_segment + 1}")
+    # An attempt without a segment counts against the task, so one is done in any case.
+    if hand_back and run.last_segment >= 0:
+        assert view.rank is not None
+        return HandBack(f"segment {run.last_segment} is done: {hand_back}", view.attempt, view.rank)
     first = view.next_segment * view.steps_per_segment
     return TrainSegment(
         f"segment {view.next_segment} of {view.segments}",

@@ -19,6 +19,7 @@ from talkoo_agent.interfaces import interface_environment
 from talkoo_agent.metrics import watch_shards
 from talkoo_agent.node import Node
 from talkoo_agent.offering import offer_forever, withdraw
+from talkoo_agent.reporting import report_forever
 from talkoo_agent.servicer import AgentServicer
 from talkoo_agent.serving import Serving
 from talkoo_agent.settings import HONEST, AgentSettings, check_settings
@@ -34,6 +35,7 @@ from talkoo_runtime.supervision import Background
 
 log = logging.getLogger(__name__)
 MAX_PEER_CHANNELS = 32
+NO_GPU = "this node has no GPU that NVML can see, and lending the processor is not allowed (allow_cpu)"
 
 
 class Peers:
@@ -86,6 +88,7 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
             machine_folder(Path(settings.state_dir)) / "spare.lock",
         ),
     )
+    await asyncio.to_thread(node.watch.open)
     if settings.forge_from_segment != HONEST:
         log.warning("this node forges its steps from segment %d on: a demonstration", settings.forge_from_segment)
     peers, serving = Peers(settings), Serving(node)
@@ -94,15 +97,20 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
     server = make_server()
     agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(node, work, serving), server)  # type: ignore[no-untyped-call]
     await start_server(server, settings)
-    work.start(background)
-    background.start_restarting("offer", lambda: offer_forever(node, work, serving))
-
-    background.start("spare trainer", node.spare.keep())
+    background.start_restarting("report", lambda: report_forever(node, work))
+    if device.kind == "cpu" and not settings.allow_cpu:
+        node.standing.set("off", "NoGPU", NO_GPU)
+        log.warning(NO_GPU)
+    else:
+        work.start(background)
+        background.start_restarting("offer", lambda: offer_forever(node, work, serving))
+        background.start("spare trainer", node.spare.keep())
 
     async def stop() -> None:
         await withdraw(node)
         await asyncio.gather(work.stop(), serving.stop(), node.spare.stop())
         await server.stop(STOP_GRACE_S)
+        await asyncio.to_thread(node.watch.close)
         await asyncio.gather(peers.close(), ledger_channel.close(), scheduler_channel.close())
 
     return stop

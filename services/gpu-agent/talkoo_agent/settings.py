@@ -35,6 +35,10 @@ class AgentSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_f
     """Shards at once."""
     warm_trainer: bool = True
     """Keep one trainer waiting with torch loaded (about 250 MB), so that a task begins seconds earlier."""
+    allow_cpu: bool = True
+    """Lend the processor where there is no GPU; else such a node says so and offers nothing."""
+    node_folder: str = ""
+    """Folder shared with the keeper of this Kubernetes node: reports go out, orders come in; empty: neither."""
     endorsement: str = ""
     """Hex: the organization owner's signature that the node belongs to it; empty when genesis lists the node."""
     forge_from_segment: int = HONEST

@@ -16,6 +16,7 @@ from talkoo_agent.metrics import count_payment
 from talkoo_agent.node import Node
 from talkoo_agent.rounds import (
     Decision,
+    HandBack,
     ReportLost,
     StartShard,
     StopShard,
@@ -64,6 +65,10 @@ class Work:
     def rates(self) -> list[float]:
         """Samples per second of each shard."""
         return [shard.samples_per_second for shard in list(self._shards.values())]
+
+    @property
+    def shards(self) -> list[Shard]:
+        return [self._shards[task_id] for task_id in self.running_tasks]
 
     def shard(self, task_id: str, attempt: int) -> Shard | None:
         found = self._shards.get(task_id)
@@ -123,7 +128,8 @@ class Work:
         self._waiting.discard(task_id)
         shard = self._shards.get(task_id)
         view = view_of(task, segment, self._node.id)
-        decision = decide(view, shard.run if shard is not None else None, self._begun.get(task_id, 0))
+        run, begun = shard.run if shard is not None else None, self._begun.get(task_id, 0)
+        decision = decide(view, run, begun, self._node.hand_back)
         self._say(task_id, decision)
         await self._do(decision, task, shard)
         if shard is not None and shard.failure is not None:
@@ -139,6 +145,11 @@ class Work:
             assert shard is not None
             await self._stop_shard(shard)
             self._note(task.id)  # a higher attempt may want this node again
+        elif isinstance(decision, HandBack):
+            given = shard or Shard(self._node, task, decision.rank, self._ask, self._note)
+            await self._report(given, "node_drained", decision.reason)
+            if shard is not None:
+                await self._stop_shard(shard)
         elif isinstance(decision, ReportLost):
             lost = Shard(self._node, task, decision.rank, self._ask, self._note)
             await self._report(lost, "node_lost", decision.reason)
