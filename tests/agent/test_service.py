@@ -20,7 +20,6 @@ import msgspec
 import psutil
 import pytest
 import torch
-from talkoo_agent.node_files import ORDERS_FILE, REPORT_FILE, read_message, write_message
 from talkoo_agent.service import serve
 from talkoo_agent.settings import AgentSettings
 from talkoo_api.agent.v1 import agent_pb2, agent_pb2_grpc, node_pb2
@@ -40,6 +39,7 @@ from talkoo_runtime.bundle import pack_folder
 from talkoo_runtime.grpc_client import open_channel, raise_from_rpc
 from talkoo_runtime.grpc_server import make_server, start_server
 from talkoo_runtime.keys import save_key
+from talkoo_runtime.node_files import ORDERS_FILE, REPORT_FILE, read_message, write_message
 from talkoo_runtime.pki import ensure_authority, ensure_certificate, identity_uri, trust_bundle
 from talkoo_runtime.service_settings import ServiceSettings
 from talkoo_runtime.supervision import Background

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from talkoo_api.agent.v1 import node_pb2
 
-from talkoo_agent.node_files import LEAVE_FILE, REPORT_FILE, read_message
+from talkoo_runtime.node_files import LEAVE_FILE, REPORT_FILE, read_message
 
 POLL_S = 0.5
 

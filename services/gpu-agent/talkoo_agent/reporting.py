@@ -11,9 +11,10 @@ from pathlib import Path
 from talkoo_api.agent.v1 import node_pb2
 
 from talkoo_agent.node import Node
-from talkoo_agent.node_files import REPORT_FILE, read_orders, write_message
 from talkoo_agent.nvml import Reading
+from talkoo_agent.orders import read_orders
 from talkoo_agent.work import Work
+from talkoo_runtime.node_files import REPORT_FILE, write_message
 
 log = logging.getLogger(__name__)
 VERSION = importlib.metadata.version("talkoo")

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from talkoo_api.agent.v1 import node_pb2
 
 from talkoo_runtime.disk import write_atomic
 
@@ -20,12 +19,12 @@ log = logging.getLogger(__name__)
 REPORT_FILE, ORDERS_FILE, PODS_FILE = "node.json", "orders.json", "pods.json"
 LEAVE_FILE = "leave"
 """There when the pod is about to end (`python -m talkoo_agent.leave`)."""
-LEAVING = "the agent is being replaced"
 
 M = TypeVar("M", bound=Message)
 
 
 def write_message(path: Path, message: Message) -> None:
+    """As JSON, with our field names in camel case. Raises Exhausted when the disk is full."""
     write_atomic(path, json_format.MessageToJson(message, indent=1).encode())
 
 
@@ -38,11 +37,3 @@ def read_message(path: Path, kind: type[M]) -> M | None:
     except (OSError, ValueError, json_format.ParseError) as error:
         log.warning("%s cannot be read: %s", path, error)
         return None
-
-
-def read_orders(folder: Path) -> node_pb2.NodeOrders:
-    """The keeper's, and the pod's end above them."""
-    orders = read_message(folder / ORDERS_FILE, node_pb2.NodeOrders) or node_pb2.NodeOrders()
-    if (folder / LEAVE_FILE).exists():
-        orders.drain, orders.hand_back = LEAVING, True
-    return orders
