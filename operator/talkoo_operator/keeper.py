@@ -1,8 +1,8 @@
 """`python -m talkoo_operator.keeper`: beside the agent in its pod, it keeps the node's GPUNode true and fresh.
 
-It renews a Lease as the node's heart-beat while the agent reports, writes what the agent says into the GPUNode when that
-changes, and tells the agent when the Kubernetes node is cordoned or the GPUNode's specification changes. The agent itself
-knows nothing of Kubernetes; they speak by files in a folder of the pod.
+It renews a Lease as the node's heart-beat while the agent reports, writes what the agent says into the GPUNode when
+that changes, and tells the agent when the Kubernetes node is cordoned or the GPUNode's specification changes. The agent
+itself knows nothing of Kubernetes; they speak by files in a folder of the pod.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from talkoo_runtime.settings import load_settings
 
 log = logging.getLogger(__name__)
 Object = dict[str, Any]
+Part = Callable[[], Awaitable[None]]
 FRESH_S = 20.0
 """An agent that has not written its report for so long does not live; it writes every second."""
 TELL_S = 2.0
@@ -84,18 +85,13 @@ class Keeper:
 
     async def run(self) -> None:
         """Until cancelled. What fails by somebody else's fault is tried again."""
-        parts: list[Callable[[], Awaitable[None]]] = [
-            self._beat_forever,
-            self._tell_forever,
-            self._follow_core_node,
-            self._follow_node,
-            self._order_forever,
-        ]
+        parts: list[Part] = [self._beat_forever, self._tell_forever, self._order_forever]
+        parts += [self._follow_core_node, self._follow_node]
         if self._settings.pod_resources:
             parts.append(self._attribute_forever)
         async with asyncio.TaskGroup() as group:
             for part in parts:
-                group.create_task(_again(part), name=part.__name__)
+                group.create_task(_again(part))
 
     # -- heart-beat --------------------------------------------------------------------------------------------------
 
@@ -197,7 +193,7 @@ def drain_reason(spec: Object, cordoned: bool) -> str:
     return "its Kubernetes node is cordoned" if cordoned else ""
 
 
-async def _again(part: Callable[[], Awaitable[None]]) -> None:
+async def _again(part: Part) -> None:
     """For ever, with growing pauses after failures that are somebody else's."""
     pause = RETRY_FIRST_S
     while True:
@@ -206,7 +202,7 @@ async def _again(part: Callable[[], Awaitable[None]]) -> None:
             await part()
         except TalkooError as error:
             pause = RETRY_FIRST_S if time.monotonic() - began > RETRY_MAX_S else pause
-            log.warning("%s: %s; again in %.0f s", part.__name__.strip("_"), error.message, pause)
+            log.warning("%s; again in %.0f s", error.message, pause)
         await asyncio.sleep(pause)
         pause = min(2 * pause, RETRY_MAX_S)
 

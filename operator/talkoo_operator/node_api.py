@@ -103,7 +103,7 @@ class NodeApi:
 
 async def _watched(listing: Any, name: str, *arguments: str) -> AsyncIterator[Object]:
     """Without a version to begin from, the API server sends the present state first."""
-    async with Watch(return_type=object) as watch:
+    async with Watch(return_type=object) as watch:  # type: ignore[no-untyped-call]
         selector = f"metadata.name={name}"
         try:
             async for event in watch.stream(listing, *arguments, field_selector=selector, timeout_seconds=WATCH_S):

@@ -1,4 +1,4 @@
-"""What a GPUNode's phase and conditions say, from its agent's facts and its heart-beat. Pure: the time is an argument."""
+"""What a GPUNode's phase and conditions say, from its agent's facts and its heart-beat. Pure: time is an argument."""
 
 from __future__ import annotations
 

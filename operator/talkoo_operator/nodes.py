@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from talkoo_core.errors import InvalidInput, NotFound, TalkooError
 from talkoo_core.ids import is_address
 from talkoo_core.signing import PrivateKey
 from talkoo_operator.api import KubernetesApi
+from talkoo_operator.heartbeats import Heartbeats
+from talkoo_operator.node_api import NodeApi
+from talkoo_operator.node_status import judged
 from talkoo_operator.queue import Key
 from talkoo_operator.settings import OperatorSettings
 from talkoo_operator.status import timestamp, with_condition
@@ -32,16 +36,24 @@ class NodeController:
         self._api = api
         self._owner = owner
         self._settings = settings
+        self._heartbeats = Heartbeats(NodeApi(api, settings.namespace))
+        self._endorsed_before: dict[str, str] = {}
+        """Address by node: who was endorsed and funded by this process is not asked about at every heart-beat."""
         self._authority = Authority(
             settings.organization,
             Path(settings.authority_certificate).read_bytes(),
             Path(settings.authority_key).read_bytes(),
         )
 
+    async def listen(self, wake: Callable[[Key], None]) -> None:
+        """For ever: wake a node that fell silent or is heard again."""
+        await self._heartbeats.run(lambda name: wake(("", name)))
+
     async def work(self, key: Key) -> float | None:
         try:
             node = await self._api.node(key[1])
         except NotFound:
+            self._endorsed_before.pop(key[1], None)
             return None
         status = node.get("status", {})
         if not status.get("certificateRequest") or not status.get("address"):
@@ -73,13 +85,16 @@ class NodeController:
 
     async def _endorsed(self, node: Object) -> Object:
         """The owner's signature, and tokens for the stake unless the node has registered before."""
-        address = str(node["status"]["address"])
+        address, name = str(node["status"]["address"]), str(node["metadata"]["name"])
+        if self._endorsed_before.get(name) == address and node["status"].get("endorsement"):
+            return {}
         if not is_address(address):
             raise InvalidInput(f"{address!r} is no account address", code="bad_address")
         key: PrivateKey = self._owner.key
         chain_id = (await self._owner.status()).chain_id
         endorsement = key.sign(ENDORSEMENT_DOMAIN + f"{chain_id}\n{address}".encode()).hex()
         await self._fund(address, parse_tlk(str(node["status"].get("stake", "0"))))
+        self._endorsed_before[name] = address
         return {} if node["status"].get("endorsement") == endorsement else {"endorsement": endorsement}
 
     async def _fund(self, address: str, stake_utlk: int) -> None:
@@ -103,6 +118,6 @@ class NodeController:
         made = with_condition(
             status, "Joined", holds=joined, reason=reason, message=message, generation=meta["generation"], now=now
         )
-        change["conditions"] = made["conditions"]
+        change |= judged({**node, "status": made}, self._heartbeats.heard(meta["name"]), now)
         if any(status.get(field) != value for field, value in change.items()):
             await self._api.patch_node_status(meta["name"], change)

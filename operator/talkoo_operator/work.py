@@ -36,12 +36,14 @@ async def work(settings: OperatorSettings, probe: Probe) -> None:
         owner = accounts.client(load_key(Path(settings.owner_key)))
         following = Following(lambda key: tasks.wake(key))
         tasks = WorkQueue(TaskController(api, accounts, following, time.time).work, TASK)
-        nodes = WorkQueue(NodeController(api, owner, settings).work, NODE)
+        controller = NodeController(api, owner, settings)
+        nodes = WorkQueue(controller.work, NODE)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(tasks.run(TASK_WORKERS))
                 group.create_task(nodes.run(NODE_WORKERS))
                 group.create_task(following.run(owner))
+                group.create_task(controller.listen(nodes.wake))
                 phases = Phases()
                 group.create_task(_resync(api, settings, tasks, nodes, probe, phases))
                 group.create_task(_watch(settings, tasks, nodes, phases))
