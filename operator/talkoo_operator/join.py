@@ -70,6 +70,7 @@ async def join(settings: JoinSettings, api: KubernetesApi) -> None:
         "certificate": str(run / CERTIFICATE_FILE),
         "private_key": str(run / KEY_FILE),
         "endorsement": endorsement,
+        "node_folder": str(run),
     }
     lines = [f"{name} = {json.dumps(value)}\n" for name, value in own.items()]
     base = await asyncio.to_thread(Path(settings.base_settings).read_text, encoding="utf-8")
