@@ -266,6 +266,11 @@ def test_an_agent_speaks_for_its_own_node_and_does_not_judge_it(kept: Kept) -> N
     policies = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
     kept.cluster.apply(*chart_objects({"ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"} | policies))
     agent = f"system:serviceaccount:{NAMESPACE}:talkoo-agent"
+    # kubectl reads what it patches; a keeper does not, and has no such right.
+    reads = ["create", "clusterrole", "reads-statuses", "--verb=get", "--resource=gpunodes/status"]
+    kept.cluster.kubectl(*reads, "--save-config")
+    binds = ["create", "clusterrolebinding", "reads-statuses", "--clusterrole=reads-statuses"]
+    kept.cluster.kubectl(*binds, f"--serviceaccount={NAMESPACE}:talkoo-agent")
 
     def says(command: str, patch: dict[str, Any], node: str = NODE) -> str:
         who = [f"--as={agent}", f"--as-user-extra=authentication.kubernetes.io/node-name={node}"]
@@ -292,7 +297,10 @@ def test_an_agent_speaks_for_its_own_node_and_does_not_judge_it(kept: Kept) -> N
     assert "may not change what is wanted" in says(f"node {NODE}", {"spec": {"unschedulable": True}})
     assert own in says(f"node {NODE}", {"metadata": {"labels": {"a": "b"}}}, "other")
     assert own in says(f"gpunode {NODE}", {"metadata": {"labels": {"a": "b"}}}, "")
-    assert "forbidden" in says(f"lease gpunode-{NODE}", {"spec": {"holderIdentity": "me"}}), "Leases are replaced"
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "gpunode-other"}}
+    who = [f"--as={agent}", f"--as-user-extra=authentication.kubernetes.io/node-name={NODE}"]
+    with pytest.raises(Failed, match=own):
+        kept.cluster.kubectl("create", "-n", NAMESPACE, "-f", "-", *who, stdin=json.dumps(lease))
 
 
 def test_the_chart_and_the_agent_agree_on_the_folder() -> None:
