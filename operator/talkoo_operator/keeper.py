@@ -59,6 +59,7 @@ class KeeperSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     folder: str
     """Shared with the agent."""
     heartbeat_s: int = 10
+    """At least; the operator asks for longer pauses where there are many nodes."""
     drain_grace_s: int = 0
     """For so long after a cordon shards may go on; then they are handed back at the end of their segment."""
     label_node: bool = False
@@ -79,6 +80,7 @@ class Keeper:
         """None until the Kubernetes node was seen."""
         self._spec: Object | None = None
         """Of the GPUNode; None until it was seen."""
+        self._pace_s = settings.heartbeat_s
         self._written: Object = {}
         self._written_at = float("-inf")
         self._labels: dict[str, str | None] = {}
@@ -100,12 +102,12 @@ class Keeper:
         silent = False
         while True:
             if await asyncio.to_thread(self._report) is not None:
-                await self._nodes.beat(node, self._settings.pod, BEATS_MISSED * self._settings.heartbeat_s)
+                await self._nodes.beat(node, self._settings.pod, BEATS_MISSED * self._pace_s)
                 silent = False
             elif not silent:
                 silent = True
                 log.warning("%s: no heart-beat is sent", SILENT_AGENT)
-            await asyncio.sleep(self._settings.heartbeat_s)
+            await asyncio.sleep(self._pace_s)
 
     def _report(self) -> node_pb2.NodeReport | None:
         """The agent's, unless it is old."""
@@ -159,6 +161,8 @@ class Keeper:
         while True:
             async for node in self._nodes.watch_node(self._settings.node):
                 self._spec = node.get("spec", {})
+                asked_s = int(node.get("status", {}).get("heartbeatSeconds", 0))
+                self._pace_s = max(asked_s, self._settings.heartbeat_s)
 
     async def _order_forever(self) -> None:
         """What an earlier keeper ordered stands until both objects were seen."""

@@ -118,6 +118,7 @@ class NodeController:
         made = with_condition(
             status, "Joined", holds=joined, reason=reason, message=message, generation=meta["generation"], now=now
         )
+        change["heartbeatSeconds"] = self._heartbeats.pace_s()
         change |= judged({**node, "status": made}, self._heartbeats.heard(meta["name"]), now)
         if any(status.get(field) != value for field, value in change.items()):
             await self._api.patch_node_status(meta["name"], change)

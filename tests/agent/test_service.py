@@ -39,12 +39,14 @@ from talkoo_runtime.bundle import pack_folder
 from talkoo_runtime.grpc_client import open_channel, raise_from_rpc
 from talkoo_runtime.grpc_server import make_server, start_server
 from talkoo_runtime.keys import save_key
-from talkoo_runtime.node_files import ORDERS_FILE, REPORT_FILE, read_message, write_message
+from talkoo_runtime.node_files import ORDERS_FILE, PODS_FILE, REPORT_FILE, read_message, write_message
 from talkoo_runtime.pki import ensure_authority, ensure_certificate, identity_uri, trust_bundle
 from talkoo_runtime.service_settings import ServiceSettings
 from talkoo_runtime.supervision import Background
+from talkoo_sim.agent_process import AgentProcess
 from talkoo_sim.ledger_chain import LedgerChain, address, make_genesis, verdict_of
 from talkoo_sim.ports import free_port
+from talkoo_sim.scraping import scrape
 from talkoo_sim.stand_in_nvml import H100, StandInDriver
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -413,25 +415,6 @@ async def test_a_drained_node_hands_its_shard_back_and_takes_none_until_it_may(t
     assert sim.segment(task_id, 2, done).start_params_sha256 == start
 
 
-class AgentProcess:
-    """An agent as its container runs it."""
-
-    def __init__(self, settings: AgentSettings, environment: dict[str, str] | None = None) -> None:
-        self._path = Path(settings.state_dir).parent / "settings.json"
-        self._path.write_bytes(msgspec.json.encode(settings))
-        self._environment = environment
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "talkoo_agent", "--settings", str(self._path)]
-        self.process = subprocess.Popen(command, env=self._environment, stdout=subprocess.DEVNULL)
-
-    def end(self) -> int:
-        assert self.process is not None
-        self.process.terminate()  # as at the end of a pod
-        return self.process.wait(30)
-
-
 async def test_shards_survive_an_upgrade_of_the_agent(town: Town, tmp_path: Path) -> None:
     """As a DaemonSet's rolling update does it: preStop hook, SIGTERM, a new process with the node's folder."""
     folder = tmp_path / "shared"
@@ -485,6 +468,8 @@ async def test_a_faulty_gpu_is_reported_and_its_node_takes_no_work(
         leave_out(error)
     driver.cards(H100, {**H100, "uuid": "GPU-2"})
     settings = town.settings("north-1", node_folder=str(folder), allow_cpu=False, warm_trainer=False)
+    port = free_port()
+    settings = msgspec.structs.replace(settings, metrics_listen=f"127.0.0.1:{port}")
     agent = AgentProcess(settings, driver.environment)
     agent.start()
     try:
@@ -492,11 +477,23 @@ async def test_a_faulty_gpu_is_reported_and_its_node_takes_no_work(
         assert town.chain.sim.state.nodes[address("north-1")].device == H100["name"]
         await until(lambda: report(folder).state == "ready", "the report")
         assert [(gpu.uuid, list(gpu.faults)) for gpu in report(folder).gpus] == [(H100["uuid"], []), ("GPU-2", [])]
+        pods = node_pb2.GpuPods(by_device={str(H100["uuid"]): node_pb2.GpuPods.Holder(namespace="lab", pod="trainer")})
+        write_message(folder / PODS_FILE, pods)
         driver.event(0, 79)
-        driver.cards(H100, {**H100, "uuid": "GPU-2"})
+        driver.cards({**H100, "energy_mj": 5_002_500}, {**H100, "uuid": "GPU-2"})
         await until(lambda: town.listener.offers["north-1"].state == "draining", "the offer withdrawn")
         assert "XID 79" in town.listener.offers["north-1"].reason
         await until(lambda: report(folder).reason == "GPUFault", "the report")
         assert list(report(folder).gpus[0].faults) == ["XID 79"]
+        page = await scrape(port)
+        held = {"gpu": "0", "uuid": str(H100["uuid"]), "pod": "trainer", "namespace": "lab"}
+        free = {"gpu": "1", "uuid": "GPU-2", "pod": "", "namespace": ""}
+        assert (page.value("talkoo_gpu_power_watts", **held), page.value("talkoo_gpu_power_watts", **free)) == (
+            512.3,
+        ) * 2
+        assert page.value("talkoo_gpu_utilization_ratio", **free) == 0.87
+        assert (page.value("talkoo_gpu_healthy", **held), page.value("talkoo_gpu_healthy", **free)) == (0, 1)
+        assert page.total("talkoo_gpu_xid_errors_total", uuid=held["uuid"], xid="79") == 1
+        assert page.total("talkoo_gpu_energy_joules_total", uuid=held["uuid"]) == 2.5
     finally:
         await asyncio.to_thread(agent.end)

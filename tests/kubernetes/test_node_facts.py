@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from talkoo_api.agent.v1 import node_pb2
-from talkoo_operator.heartbeats import Beats
+from talkoo_operator.heartbeats import BEATS_PER_S, SLOWEST_PACE_S, Beats, pace_s
 from talkoo_operator.keeper import drain_reason
 from talkoo_operator.node_facts import differs, facts_of, label_value, labels_of
 from talkoo_operator.node_status import judged
@@ -187,3 +187,10 @@ def test_the_reason_of_an_administrator_comes_before_the_cordon() -> None:
     assert drain_reason({}, cordoned=False) == ""
     assert drain_reason({}, cordoned=True) == "its Kubernetes node is cordoned"
     assert drain_reason({"unschedulable": True, "reason": "new fans"}, cordoned=True) == "new fans"
+
+
+@pytest.mark.parametrize(("nodes", "pace"), [(0, 10), (1, 10), (125, 10), (126, 20), (1000, 80), (4000, 320)])
+def test_many_nodes_beat_less_often(nodes: int, pace: int) -> None:
+    assert pace_s(nodes) == pace
+    assert nodes / pace <= BEATS_PER_S
+    assert pace_s(100_000) == SLOWEST_PACE_S

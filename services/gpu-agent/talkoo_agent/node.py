@@ -37,6 +37,8 @@ class Node:
     standing: Standing = field(default_factory=Standing)
     orders: node_pb2.NodeOrders = field(default_factory=node_pb2.NodeOrders)
     """The newest of the node's keeper, and of a pod that is about to end."""
+    pods: node_pb2.GpuPods = field(default_factory=node_pb2.GpuPods)
+    """Who holds which GPU, where the keeper tells."""
     logs: Journals[agent_pb2.LogLine] = field(default_factory=Journals)
     progress: Journals[agent_pb2.ProgressUpdate] = field(default_factory=Journals)
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from talkoo_api.agent.v1 import node_pb2
 
+from talkoo_agent.gpu_metrics import count as count_changes
 from talkoo_agent.node import Node
 from talkoo_agent.nvml import Reading
 from talkoo_agent.orders import read_orders
 from talkoo_agent.work import Work
-from talkoo_runtime.node_files import REPORT_FILE, write_message
+from talkoo_runtime.node_files import PODS_FILE, REPORT_FILE, read_message, write_message
 
 log = logging.getLogger(__name__)
 VERSION = importlib.metadata.version("talkoo")
@@ -29,17 +30,22 @@ async def report_forever(node: Node, work: Work) -> None:
     count = 0
     while True:
         if count % READ_EVERY == 0:
-            before = node.faults
-            await asyncio.to_thread(node.watch.read)
-            if node.faults != before:
+            before, faults = node.watch.latest, node.faults
+            count_changes(before, await asyncio.to_thread(node.watch.read), node.pods)
+            if node.faults != faults:
                 log.error("the GPU that is lent is faulty: %s", ", ".join(node.faults))
                 work.changed.set()
         count += 1
         if folder is not None:
             _obey(node, work, await asyncio.to_thread(read_orders, folder))
+            node.pods = await asyncio.to_thread(_read_pods, folder)
             report = report_of(node, work, time.time_ns())
             await asyncio.to_thread(write_message, folder / REPORT_FILE, report)
         await asyncio.sleep(REPORT_S)
+
+
+def _read_pods(folder: Path) -> node_pb2.GpuPods:
+    return read_message(folder / PODS_FILE, node_pb2.GpuPods) or node_pb2.GpuPods()
 
 
 def _obey(node: Node, work: Work, orders: node_pb2.NodeOrders) -> None:

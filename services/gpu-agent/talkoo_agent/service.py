@@ -15,6 +15,7 @@ from talkoo_api.ledger.v1 import service_pb2_grpc
 from talkoo_api.scheduler.v1 import scheduler_pb2_grpc
 
 from talkoo_agent.devices import find_device
+from talkoo_agent.gpu_metrics import watch_gpus
 from talkoo_agent.interfaces import interface_environment
 from talkoo_agent.metrics import watch_shards
 from talkoo_agent.node import Node
@@ -94,6 +95,7 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
     peers, serving = Peers(settings), Serving(node)
     work = Work(node, peers.rendezvous)
     watch_shards(work.rates, settings.slots)
+    watch_gpus(lambda: node.watch.latest, lambda: node.pods)
     server = make_server()
     agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(node, work, serving), server)  # type: ignore[no-untyped-call]
     await start_server(server, settings)
