@@ -42,7 +42,7 @@ SLOW_S = 60.0
 """Earnings are written at most so often."""
 PODS_S = 10.0
 RETRY_FIRST_S, RETRY_MAX_S = 1.0, 30.0
-BEATS_MISSED = 4
+BEATS_MISSED = 3
 """A Lease holds for so many beats."""
 SILENT_AGENT = "the agent does not report"
 

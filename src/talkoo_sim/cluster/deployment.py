@@ -102,6 +102,7 @@ def _values(cluster: Cluster) -> dict[str, Any]:
         "validator": {"resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}}}
         | extra,
         "agents": {
+            "allowCpu": True,
             "statePath": str(cluster.layout.folder / "agents"),
             "memoryBytes": AGENT_MEMORY_BYTES,
         }
