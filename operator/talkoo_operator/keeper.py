@@ -38,7 +38,7 @@ FRESH_S = 20.0
 """An agent that has not written its report for so long does not live; it writes every second."""
 TELL_S = 2.0
 ORDER_S = 0.5
-SLOW_S = 60.0
+SLOW_S = 300.0
 """Earnings are written at most so often."""
 PODS_S = 10.0
 RETRY_FIRST_S, RETRY_MAX_S = 1.0, 30.0

@@ -43,7 +43,7 @@ def judged(node: Mapping[str, Any], beats: bool | None, now: str) -> Object:
 def _ready(status: Mapping[str, Any], beats: bool | None) -> Judgement:
     agent = status.get("agent")
     if beats is False:
-        return None, SILENT, f"its keeper was last heard at {status.get('lastHeartbeat', 'no time')}"
+        return None, SILENT, "its keeper does not renew its Lease, or its agent does not report"
     if not agent:
         return False, "Starting", "its agent has not reported yet"
     state, reason = agent["state"], agent["reason"]

@@ -91,11 +91,12 @@ def test_any_name_becomes_a_value_that_kubernetes_takes(text: str, value: str) -
     assert label_value(text) == value
 
 
-def test_earnings_alone_are_not_worth_a_write_until_a_minute_has_passed() -> None:
+def test_earnings_alone_are_not_worth_a_write_until_some_time_has_passed() -> None:
     before = facts_of(report(GPU, ledger=node_pb2.LedgerStanding(earned_utlk=1)), False, NOW)
     later = facts_of(report(GPU, ledger=node_pb2.LedgerStanding(earned_utlk=2)), False, "2026-01-01T00:00:10Z")
     assert not differs(later, before, 10.0, 60.0)
     assert differs(later, before, 60.0, 60.0)
+    assert not differs(before | {"lastHeartbeat": "2027-01-01T00:00:00Z"}, before, 1e9, 60.0)
     assert differs(facts_of(report(GPU), True, NOW), before, 0.0, 60.0), "a cordon is written at once"
 
 
