@@ -17,6 +17,8 @@ VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 PASSED_ON = "#/$defs/ofKubernetes"
 """Kubernetes' own types, which the API server judges."""
+RESOURCES = ("resources", "keeperResources", "requests")
+"""Kubernetes' own, whose parts may be absent."""
 DIGEST = f"sha256:{'a' * 64}"
 
 
@@ -33,7 +35,7 @@ def differences(values: dict[str, Any], schema: dict[str, Any], at: str = "") ->
     properties = schema.get("properties", {})
     yield from (f"{at}.{name} is not in the schema" for name in values.keys() - properties.keys())
     yield from (f"{at}.{name} is not in values.yaml" for name in set(schema.get("required", ())) - values.keys())
-    if set(schema.get("required", ())) != properties.keys() and at.rpartition(".")[2] not in ("resources", "requests"):
+    if set(schema.get("required", ())) != properties.keys() and at.rpartition(".")[2] not in RESOURCES:
         yield f"{at}: {sorted(properties.keys() ^ set(schema.get('required', ())))} may be absent"
     for name, value in values.items():
         inner = resolved(properties.get(name, {}))
