@@ -1,0 +1,153 @@
+"""The whole loop in a real cluster: helm installs Talkoo, kubectl applies a task, and the model is trained and paid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from talkoo_core.amounts import parse_tlk
+from talkoo_sim.cluster.access import client_of
+from talkoo_sim.cluster.deployment import Deployment
+from talkoo_sim.cluster.own_images import ROOT
+
+EXAMPLE = ROOT / "examples" / "digits"
+TASK_S = 900.0
+BUDGET_UTLK = parse_tlk("80 TLK")
+
+
+def condition(task: dict[str, Any], kind: str) -> dict[str, Any]:
+    found = [each for each in task["status"].get("conditions", ()) if each["type"] == kind]
+    return found[0] if found else {"status": "", "reason": "", "message": ""}
+
+
+@pytest.mark.timeout(1500)
+def test_a_task_that_kubectl_applies_ends_in_a_trained_verified_paid_model(
+    deployed: Deployment, eventually: Callable[..., Any]
+) -> None:
+    cluster = deployed.cluster
+    nodes = eventually(
+        lambda: [node for node in cluster.get("gpunodes")["items"] if condition(node, "Joined")["status"] == "True"],
+        "nodes have joined",
+    )
+    assert {node["metadata"]["name"] for node in nodes} == set(cluster.layout.node_names())
+
+    cluster.kubectl("apply", "--server-side", "-k", str(EXAMPLE))
+    phases: list[str] = []
+
+    def ended() -> Any:
+        task = cluster.get("trainingtask", "digits")
+        phase = task.get("status", {}).get("phase", "")
+        if phase and (not phases or phases[-1] != phase):
+            phases.append(phase)
+        assert task.get("status", {}).get("reason") != "InvalidSpec", task["status"]
+        return task if phase in ("Succeeded", "Failed", "Cancelled") else None
+
+    task = eventually(ended, "the task ends", TASK_S)
+    status = task["status"]
+    assert status["phase"] == "Succeeded", status
+    assert "Running" in phases
+    assert condition(task, "Succeeded")["status"] == condition(task, "Verified")["status"] == "True", status
+    assert set(status["workers"]) == set(cluster.layout.node_names())
+    spent = parse_tlk(status["tokens"]["spent"])
+    assert 0 < spent <= BUDGET_UTLK
+    assert parse_tlk(status["tokens"]["escrowed"]) == 0
+
+    model = eventually(lambda: cluster.get("modelversions")["items"], "the model is registered")[0]["spec"]
+    assert model["version"] == status["modelVersion"] == "digits@1"
+    assert model["taskId"] == status["taskId"]
+    assert model["heldout"]["correct"] / model["heldout"]["total"] > 0.9
+    events = cluster.get("events")["items"]
+    assert "Submitted" in {e["reason"] for e in events if e["involvedObject"]["name"] == "digits"}
+
+
+@pytest.mark.timeout(300)
+def test_a_request_to_the_trained_model_is_answered_and_paid(deployed: Deployment, tmp_path: Path) -> None:
+    pictures = json.loads((EXAMPLE / "three.json").read_text())
+    with client_of(deployed, "default", tmp_path) as client:
+        before = client.account().balance_utlk
+        answer = client.request("digits", pictures, most="1 TLK")
+        assert len(answer.outputs) == len(pictures)
+        assert client.account().balance_utlk < before
+
+
+@pytest.mark.timeout(300)
+def test_helm_test_passes(deployed: Deployment) -> None:
+    said = deployed.helm("test", deployed.release, "--logs", timeout_s=240.0)
+    assert "the ledger grows" in said
+
+
+@pytest.mark.timeout(900)
+def test_a_task_outlives_the_operator_and_an_agent_that_are_killed_under_it(
+    deployed: Deployment, eventually: Callable[..., Any]
+) -> None:
+    """Forced deletion is SIGKILL. The task goes on from its last committed segment, and one escrow is spent, once."""
+    cluster = deployed.cluster
+    task = yaml.safe_load((EXAMPLE / "task.yaml").read_text())
+    task["metadata"]["name"] = "again"
+    task["spec"] |= {"seed": 11, "steps": 600, "stepsPerSegment": 30}
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(task))
+
+    def status() -> dict[str, Any]:
+        return dict(cluster.get("trainingtask", "again").get("status", {}))
+
+    eventually(lambda: status().get("segments", {}).get("committed", 0) >= 2, "two segments are committed")
+    task_id = status()["taskId"]
+    lease = cluster.get("-n", deployed.namespace, "lease", f"{deployed.release}-operator")
+    leader = lease["spec"]["holderIdentity"]
+    agents = cluster.get("-n", deployed.namespace, "pods", "-l", "app.kubernetes.io/component=agent")["items"]
+    for pod in (leader, agents[0]["metadata"]["name"]):
+        cluster.kubectl("-n", deployed.namespace, "delete", "pod", pod, "--force", "--grace-period=0")
+    eventually(lambda: status().get("phase") in ("Succeeded", "Failed"), "the task ends", TASK_S)
+    ended = status()
+    assert ended["phase"] == "Succeeded", ended
+    assert ended["taskId"] == task_id
+    assert ended["segments"]["accepted"] == ended["segments"]["total"] == 20
+    assert ended["attempt"] >= 1
+    deployed.wait_ready()
+
+
+@pytest.mark.timeout(900)
+def test_an_upgrade_and_its_rollback_keep_the_chain(
+    deployed: Deployment, eventually: Callable[..., Any], tmp_path: Path
+) -> None:
+    with client_of(deployed, "default", tmp_path) as client:
+        first, balance = client.status(), client.account().balance_utlk
+    deployed.install("--set", "ledger.emptyBlockIntervalMs=1500")
+    deployed.wait_ready()
+    with client_of(deployed, "default", tmp_path) as client:
+        second = client.status()
+        assert (second.chain_id, client.account().balance_utlk) == (first.chain_id, balance)
+        assert second.height >= first.height
+    deployed.helm("rollback", deployed.release, "--wait", timeout_s=300.0)
+    deployed.wait_ready()
+    with client_of(deployed, "default", tmp_path) as client:
+        eventually(lambda: client.status().height > second.height, "the chain goes on")
+        assert client.account().balance_utlk == balance
+
+
+@pytest.mark.timeout(600)
+def test_nothing_is_left_after_uninstalling_but_keys_and_disks(
+    deployed: Deployment, eventually: Callable[..., Any]
+) -> None:
+    """The last of this file. Keys are money and disks hold the chain: both stay until their owner deletes them."""
+    cluster, namespace = deployed.cluster, deployed.namespace
+    deployed.helm("uninstall", deployed.release, "--wait", timeout_s=300.0)
+    kinds = "deployments,statefulsets,daemonsets,pods,jobs,cronjobs,services,serviceaccounts,roles,rolebindings"
+
+    def left() -> list[str]:
+        names = cluster.kubectl("-n", namespace, "get", kinds, "-o", "name").split()
+        return [name for name in names if name != "serviceaccount/default"]
+
+    eventually(lambda: not left(), f"all is gone: {left()}")
+    cluster_wide = "clusterroles,clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings"
+    assert "talkoo" not in cluster.kubectl("get", cluster_wide, "-o", "name")
+    secrets = cluster.kubectl("-n", namespace, "get", "secrets", "-o", "name").split()
+    assert f"secret/{deployed.release}-keys" in secrets
+    assert not [name for name in secrets if "sh.helm.release" in name]
+    cluster.kubectl("delete", "trainingtask", "--all", "--timeout=30s")
+    cluster.kubectl("delete", "namespace", namespace, "--timeout=60s", timeout_s=90.0)
