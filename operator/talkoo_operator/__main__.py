@@ -25,7 +25,7 @@ async def _main(settings: OperatorSettings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with Probe(settings.probe_listen) as probe:
+    async with Probe(settings.probe_listen, settings.resync_s) as probe:
         watch_freshness(lambda: probe.age_s)
         leading = asyncio.create_task(lead(settings, lambda: work(settings, probe)))
         told = asyncio.create_task(stop.wait())

@@ -24,6 +24,8 @@ class Accounts:
         self._api = api
         self._settings = settings
         self._clients: OrderedDict[str, AsyncClient] = OrderedDict()
+        self.reader = self.client(None)
+        """For what needs no key."""
 
     def client(self, key: PrivateKey | None) -> AsyncClient:
         """A new client; without a key it only reads."""
@@ -39,10 +41,13 @@ class Accounts:
         return AsyncClient(profile=profile, key=key)
 
     async def of(self, namespace: str) -> AsyncClient:
-        """Raises NotFound where the namespace has no account. What was read stays: a Secret may go before its tasks."""
+        """With the key that the namespace's Secret has now. Raises NotFound where it has none."""
+        key = await self._key(namespace)
         known = self._clients.get(namespace)
-        if known is None:
-            known = self.client(await self._key(namespace))
+        if known is None or known.key.public.raw != key.public.raw:
+            if known is not None:
+                await known.close()
+            known = self.client(key)
             self._clients[namespace] = known
             if len(self._clients) > MAX_CLIENTS:
                 _, oldest = self._clients.popitem(last=False)
@@ -50,8 +55,15 @@ class Accounts:
         self._clients.move_to_end(namespace)
         return known
 
+    async def owner_of(self, namespace: str, address: str) -> AsyncClient:
+        """Whoever paid for a task: a namespace that is being deleted may have lost its Secret before its tasks."""
+        known = self._clients.get(namespace)
+        if known is not None and known.address == address:
+            return known
+        return await self.of(namespace)
+
     async def close(self) -> None:
-        for client in self._clients.values():
+        for client in (self.reader, *self._clients.values()):
             await client.close()
 
     async def _key(self, namespace: str) -> PrivateKey:

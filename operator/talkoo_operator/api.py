@@ -11,16 +11,21 @@ from aiohttp import ClientError
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
-from talkoo_core.errors import Conflict, Exhausted, Failed, InvalidInput, NotFound, PermissionDenied, Unavailable
+from talkoo_core.errors import Conflict, Failed, InvalidInput, NotFound, PermissionDenied, Unavailable
 
 GROUP = "talkoo.dev"
 VERSION = "v1alpha1"
 TASKS = "trainingtasks"
 NODES = "gpunodes"
 MODELS = "modelversions"
+DATASETS = "datasets"
+FEDERATIONS = "federations"
+PROPOSALS = "proposals"
 MERGE_PATCH = "application/merge-patch+json"
 CALL_TIMEOUT_S = 15.0
 FIELD_MANAGER = "talkoo-operator"
+API_SERVER_AWAY = "api_server_away"
+"""Code of an Unavailable that is about the API server and not about the ledger."""
 
 T = TypeVar("T")
 Object = dict[str, Any]
@@ -59,16 +64,6 @@ class KubernetesApi:
         )
         return await called(call)
 
-    async def patch_task_status(self, namespace: str, name: str, status: Object, resource_version: str = "") -> Object:
-        """With a `resource_version`, Conflict when the object has changed since."""
-        body: Object = {"status": status}
-        if resource_version:
-            body["metadata"] = {"resourceVersion": resource_version}
-        call = self.custom.patch_namespaced_custom_object_status(
-            GROUP, VERSION, namespace, TASKS, name, body, _content_type=MERGE_PATCH
-        )
-        return await called(call)
-
     async def delete_task(self, namespace: str, name: str) -> None:
         """An absent one is fine."""
         try:
@@ -76,26 +71,46 @@ class KubernetesApi:
         except NotFound:
             return
 
-    async def task_keys(self, namespaces: tuple[str, ...]) -> list[tuple[str, str]]:
-        """Namespace and name of every TrainingTask in these namespaces, or in all."""
+    async def objects(self, plural: str, namespaces: tuple[str, ...]) -> list[Object]:
+        """All of one kind in these namespaces, or in all."""
         if namespaces:
-            calls = [self.custom.list_namespaced_custom_object(GROUP, VERSION, one, TASKS) for one in namespaces]
+            calls = [self.custom.list_namespaced_custom_object(GROUP, VERSION, one, plural) for one in namespaces]
         else:
-            calls = [self.custom.list_cluster_custom_object(GROUP, VERSION, TASKS)]
-        found = [item for call in calls for item in (await called(call))["items"]]
-        return [(item["metadata"]["namespace"], item["metadata"]["name"]) for item in found]
+            calls = [self.custom.list_cluster_custom_object(GROUP, VERSION, plural)]
+        return [item for call in calls for item in (await called(call))["items"]]
 
-    async def node_names(self) -> list[str]:
-        """Of all GPUNodes."""
-        listed = await called(self.custom.list_cluster_custom_object(GROUP, VERSION, NODES))
-        return [item["metadata"]["name"] for item in listed["items"]]
+    async def object(self, plural: str, namespace: str, name: str) -> Object:
+        """One of our namespaced resources. Raises NotFound."""
+        return await called(self.custom.get_namespaced_custom_object(GROUP, VERSION, namespace, plural, name))
 
-    async def ensure_model(self, namespace: str, model: Object) -> None:
-        """Create a ModelVersion unless it is there."""
+    async def ensure_object(self, plural: str, namespace: str, body: Object) -> None:
+        """Create it unless it is there."""
         try:
-            await called(self.custom.create_namespaced_custom_object(GROUP, VERSION, namespace, MODELS, model))
+            await called(self.custom.create_namespaced_custom_object(GROUP, VERSION, namespace, plural, body))
         except Conflict:
             return
+
+    async def patch_object_status(self, plural: str, about: Object, status: Object) -> Object:
+        """A merge patch of the status of what was seen; Conflict when it has changed since."""
+        meta = about["metadata"]
+        body = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": status}
+        call = self.custom.patch_namespaced_custom_object_status(
+            GROUP, VERSION, meta["namespace"], plural, meta["name"], body, _content_type=MERGE_PATCH
+        )
+        return await called(call)
+
+    async def annotations(self, namespace: str) -> dict[str, str]:
+        """Of a Namespace. Raises NotFound."""
+        return dict((await called(self.core.read_namespace(namespace))).metadata.annotations or {})
+
+    async def date(self) -> str:
+        """The API server's time, as HTTP writes it."""
+        answer: Any = await called(client.VersionApi(self.client).get_code_with_http_info())
+        return str(answer.headers["Date"])
+
+    async def nodes(self) -> list[Object]:
+        """All GPUNodes."""
+        return list((await called(self.custom.list_cluster_custom_object(GROUP, VERSION, NODES)))["items"])
 
     async def node(self, name: str) -> Object:
         """A GPUNode. Raises NotFound."""
@@ -177,7 +192,7 @@ async def called(call: Awaitable[T]) -> T:
     except ApiException as error:
         raise _error_of(error) from None
     except (ClientError, TimeoutError, OSError) as error:
-        raise Unavailable(f"the Kubernetes API server cannot be reached: {error}", code="api_server_away") from None
+        raise Unavailable(f"the Kubernetes API server cannot be reached: {error}", code=API_SERVER_AWAY) from None
 
 
 def _error_of(error: Any) -> Exception:
@@ -192,12 +207,13 @@ def _error_of(error: Any) -> Exception:
         404: NotFound,
         409: Conflict,
         422: InvalidInput,
-        429: Exhausted,
     }
     status = int(error.status or 0)
     if status in kinds:
         return kinds[status](message)
-    return Unavailable(message) if status >= 500 or status == 0 else Failed(message)
+    if status == 0 or status == 429 or status >= 500:  # of 429 the API server says itself: later
+        return Unavailable(f"the Kubernetes API server does not answer now: {message}", code=API_SERVER_AWAY)
+    return Failed(message)
 
 
 def _now() -> str:

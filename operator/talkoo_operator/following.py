@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 
 from talkoo_api.ledger.v1 import state_pb2
@@ -21,7 +22,30 @@ MAX_STREAMS = 64
 """Tasks whose nodes' progress is followed at once; the others show committed segments."""
 PROGRESS_EVERY_S = 2.0
 NAMES_FOR_S = 10.0
+PACE_OVER_S, PACE_AFTER_S = 60.0, 2.0
+"""The pace is that of the last minute; of less than two seconds it is none."""
 RECONNECT_S = 2.0
+MAX_POINTS = 256
+
+
+class Pace:
+    """Steps of one attempt over time."""
+
+    def __init__(self) -> None:
+        self._attempt = 0
+        self._points: deque[tuple[float, int]] = deque(maxlen=MAX_POINTS)
+
+    def seen(self, attempt: int, step: int, now_s: float) -> float:
+        """Steps per second over the last minute; 0 while too little is known."""
+        if attempt != self._attempt:
+            self._attempt = attempt
+            self._points.clear()
+        if not self._points or step > self._points[-1][1]:
+            self._points.append((now_s, step))
+        while len(self._points) > 2 and now_s - self._points[0][0] > PACE_OVER_S:
+            self._points.popleft()
+        since, first = self._points[0]
+        return (step - first) / (now_s - since) if now_s - since >= PACE_AFTER_S else 0.0
 
 
 class Following:
@@ -33,7 +57,9 @@ class Following:
         self._ids: dict[Key, str] = {}
         self._progress: dict[Key, Progress] = {}
         self._streams: dict[Key, asyncio.Task[None]] = {}
-        self._names: dict[str, str] = {}
+        self._paces: dict[Key, Pace] = {}
+        self._busy_until: dict[Key, tuple[tuple[str, ...], float]] = {}
+        self._nodes: dict[str, state_pb2.Node] = {}
         self._names_at = float("-inf")
 
     def add(self, key: Key, task: state_pb2.Task, client: AsyncClient) -> None:
@@ -48,17 +74,29 @@ class Following:
 
     def forget(self, key: Key) -> None:
         self._stop(key)
+        self._busy_until.pop(key, None)
         self._keys.pop(self._ids.pop(key, ""), None)
 
     def progress(self, key: Key) -> Progress | None:
         return self._progress.get(key)
 
-    async def names(self, client: AsyncClient) -> dict[str, str]:
-        """Of all nodes by id, some seconds old at most."""
+    async def nodes(self, client: AsyncClient) -> dict[str, state_pb2.Node]:
+        """All by id, some seconds old at most."""
         if time.monotonic() - self._names_at > NAMES_FOR_S:
-            self._names = {node.id: node.name for node in await client.nodes()}
+            self._nodes = {node.id: node for node in await client.nodes()}
             self._names_at = time.monotonic()
-        return self._names
+        return self._nodes
+
+    def occupied(self, key: Key, workers: tuple[str, ...], until: float | None) -> None:
+        """Which nodes a task of this cluster works on, and until when if that is known (seconds since 1970)."""
+        if until is None or not workers:
+            self._busy_until.pop(key, None)
+        else:
+            self._busy_until[key] = (workers, until)
+
+    def free_at(self) -> dict[str, float]:
+        """When nodes that are busy with tasks of this cluster will be free, by name."""
+        return {name: until for workers, until in self._busy_until.values() for name in workers}
 
     async def run(self, client: AsyncClient) -> None:
         """Follow the ledger for ever. What happened before is found by looking at each object once at the start."""
@@ -71,6 +109,7 @@ class Following:
 
     def _stop(self, key: Key) -> None:
         self._progress.pop(key, None)
+        self._paces.pop(key, None)
         stream = self._streams.pop(key, None)
         if stream is not None:
             stream.cancel()
@@ -83,7 +122,8 @@ class Following:
                 async for update in client.progress(task_id):
                     known = self._progress.get(key)
                     if known is None or (update.attempt, update.step) >= (known.attempt, known.step):
-                        self._progress[key] = progress_of(update)
+                        pace = self._paces.setdefault(key, Pace()).seen(update.attempt, update.step, time.monotonic())
+                        self._progress[key] = progress_of(update, pace)
                     if time.monotonic() - woken > PROGRESS_EVERY_S:
                         woken = time.monotonic()
                         self._wake(key)

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from talkoo.client_async import AsyncClient
 from talkoo.taskfile import TaskFile, read_task_mapping
-from talkoo_core.errors import InvalidInput, NotFound
-from talkoo_operator.api import GROUP, VERSION, KubernetesApi
+from talkoo_core.errors import InvalidInput, NotFound, Unavailable
+from talkoo_operator.api import DATASETS, GROUP, VERSION, KubernetesApi
 
 KIND = "TrainingTask"
 
@@ -33,21 +34,50 @@ def task_file(task: Mapping[str, Any]) -> TaskFile:
     return made
 
 
-async def fetch_inputs(api: KubernetesApi, namespace: str, task: TaskFile, folder: Path) -> TaskFile:
+async def fetch_inputs(
+    api: KubernetesApi, client: AsyncClient, namespace: str, task: TaskFile, folder: Path
+) -> TaskFile:
     """Write program and data below `folder`; the task file that comes back has its paths there.
 
-    Raises NotFound (a ConfigMap or entry that may still come) or InvalidInput.
+    Raises NotFound (a ConfigMap, entry or Dataset that may still come), Unavailable (a Dataset that is not ready) or
+    InvalidInput.
     """
     program = await api.config_map(namespace, task.program_config_map)
-    data_name = Path(task.data_path).name
-    source = task.data_config_map or task.program_config_map
-    entries = await api.config_map(namespace, source) if task.data_config_map else program
-    if data_name not in entries:
-        there = ", ".join(sorted(entries)) or "none"
-        raise NotFound(f"the ConfigMap {source} has no entry {data_name}; it has {there}", code="no_entry")
+    if task.data_set:
+        data_name, content, sha256 = await _of_dataset(api, client, namespace, task.data_set)
+        task = replace(task, data_sha256=task.data_sha256 or sha256)
+    else:
+        data_name = Path(task.data_path).name
+        source = task.data_config_map or task.program_config_map
+        entries = await api.config_map(namespace, source) if task.data_config_map else program
+        content = entry_of(entries, source, data_name)
     await asyncio.to_thread(_write, folder / "program", {k: v for k, v in program.items() if k != data_name})
-    await asyncio.to_thread(_write, folder / "data", {data_name: entries[data_name]})
+    await asyncio.to_thread(_write, folder / "data", {data_name: content})
     return replace(task, program_path="program", data_path=f"data/{data_name}")
+
+
+def entry_of(entries: Mapping[str, bytes], config_map: str, name: str) -> bytes:
+    """Raises NotFound with what is there."""
+    if name not in entries:
+        there = ", ".join(sorted(entries)) or "none"
+        raise NotFound(f"the ConfigMap {config_map} has no entry {name}; it has {there}", code="no_entry")
+    return entries[name]
+
+
+async def _of_dataset(api: KubernetesApi, client: AsyncClient, namespace: str, name: str) -> tuple[str, bytes, str]:
+    """File name, content and hash."""
+    dataset = await api.object(DATASETS, namespace, name)
+    status = dataset.get("status", {})
+    if not is_ready(status):
+        raise Unavailable(
+            f"the Dataset {name} is not ready: {status.get('message', 'the operator has not looked at it yet')}",
+            code="dataset_not_ready",
+        )
+    return status["fileName"], await client.blob(status["sha256"]), status["sha256"]
+
+
+def is_ready(status: Mapping[str, Any]) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

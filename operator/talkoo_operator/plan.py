@@ -25,6 +25,7 @@ class Do(enum.Enum):
     SUBMIT = "prepare, sign, record and send the transaction that creates the task"
     RESUME = "bring the recorded transaction to its end"
     FOLLOW = "read the task from the ledger and write what it says"
+    END = "write down why the task is to be cancelled, or that it has ended before it was sent"
     CANCEL = "cancel the task, so that what is left in escrow returns"
     REGISTER = "make the ModelVersion object"
     RELEASE = "remove the finalizer"
@@ -34,7 +35,7 @@ class Do(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A TrainingTask as the API server has it."""
+    """A TrainingTask as the API server has it. Times are seconds from now; None: never."""
 
     generation: int
     finalizer: bool
@@ -44,6 +45,10 @@ class Seen:
     expires_in_s: float | None
     """Until `ttlSecondsAfterFinished` has passed; None: never, or not ended."""
     status: Mapping[str, Any]
+    cancelled: bool = False
+    deadline_in_s: float | None = None
+    retry_in_s: float | None = None
+    """Nothing is sent before."""
 
     @property
     def phase(self) -> str:
@@ -58,10 +63,25 @@ class Seen:
         """The signed transaction, base64."""
         return str(self.status.get("submission", {}).get("transaction", ""))
 
+    @property
+    def ending(self) -> str:
+        """Why it is being cancelled on the ledger."""
+        return str(self.status.get("ending", ""))
+
+    @property
+    def unsettled(self) -> bool:
+        """It has ended, and some of its tokens are still in escrow."""
+        return bool(self.task_id) and bool(self.status.get("unsettled"))
+
+    @property
+    def unplaced(self) -> bool:
+        """It waits on the ledger for its first placement: nothing is lost when it is withdrawn."""
+        return self.phase == "Pending" and self.status.get("attempt") == 0
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`reason` is what a person reads; `again_s`: look again then, though nothing happens."""
+    """`reason` is what a person reads; for `END` it is the word for the status. `again_s`: look again then."""
 
     do: Do
     reason: str
@@ -77,14 +97,41 @@ def next_step(seen: Seen) -> Step:
     if not seen.finalizer:
         return Step(Do.CLAIM, "a deletion must find its way to the ledger")
     if seen.task_id:
-        return Step(Do.FOLLOW, "the task stands on the ledger")
+        return _on_the_ledger(seen)
     if seen.recorded:
         return Step(Do.RESUME, "a transaction was signed; whether it is final only the ledger knows")
+    return _before_the_ledger(seen)
+
+
+def _on_the_ledger(seen: Seen) -> Step:
+    if seen.ending:
+        return Step(Do.CANCEL, seen.ending)
+    why = _why_end(seen)
+    if not why and seen.suspended and seen.unplaced:
+        why = "Suspended"
+    if why:
+        return Step(Do.END, why)
+    return Step(Do.FOLLOW, "the task stands on the ledger", again_s=seen.deadline_in_s)
+
+
+def _before_the_ledger(seen: Seen) -> Step:
+    why = _why_end(seen)
+    if why:
+        return Step(Do.END, why)
     if seen.suspended:
         return Step(Do.HOLD, "spec.suspend is true")
-    if _refused(seen):
-        return Step(Do.REST, "the specification was refused and has not changed")
+    if seen.retry_in_s is not None and seen.retry_in_s > 0 and not _changed(seen):
+        soonest = min(seen.retry_in_s, seen.deadline_in_s or seen.retry_in_s)
+        return Step(Do.REST, "it is tried again when status.retryAt has come", again_s=soonest)
     return Step(Do.SUBMIT, "nothing was sent yet")
+
+
+def _why_end(seen: Seen) -> str:
+    if seen.cancelled:
+        return "Cancelled"
+    if seen.deadline_in_s is not None and seen.deadline_in_s <= 0:
+        return "DeadlineExceeded"
+    return ""
 
 
 def _leaving(seen: Seen) -> Step:
@@ -105,13 +152,15 @@ def _after_the_end(seen: Seen) -> Step:
     version = seen.status.get("modelVersion")
     if version and seen.status.get("registeredModel") != version:
         return Step(Do.REGISTER, f"{version} is on the ledger")
+    if seen.expires_in_s is not None and seen.expires_in_s <= 0:
+        return Step(Do.EXPIRE, "spec.ttlSecondsAfterFinished has passed")
+    if seen.unsettled:
+        return Step(Do.FOLLOW, "validators still judge what was trained; then the rest of the escrow returns")
     if seen.expires_in_s is None:
         return Step(Do.RELEASE if seen.finalizer else Do.REST, "the task has ended")
-    if seen.expires_in_s > 0:
-        return Step(Do.REST, "the task has ended", again_s=seen.expires_in_s)
-    return Step(Do.EXPIRE, "spec.ttlSecondsAfterFinished has passed")
+    return Step(Do.REST, "the task has ended", again_s=seen.expires_in_s)
 
 
-def _refused(seen: Seen) -> bool:
-    accepted = next((c for c in seen.status.get("conditions", ()) if c["type"] == "Accepted"), None)
-    return accepted is not None and accepted["status"] == "False" and accepted["observedGeneration"] == seen.generation
+def _changed(seen: Seen) -> bool:
+    """The specification is another than the one that was refused."""
+    return seen.status.get("observedGeneration") != seen.generation

@@ -31,6 +31,10 @@ class OperatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """What a node's account holds beside its stake, for fees."""
     watch_namespaces: tuple[str, ...] = ()
     """Where TrainingTasks are looked after; none: in all namespaces."""
+    watch_nodes: bool = True
+    """Look after GPUNodes, which are cluster-scoped: false where the operator may not."""
+    resync_s: float = 60.0
+    """Every object is looked at so often, whatever the watches missed; the liveness probe goes by it."""
     probe_listen: str = "0.0.0.0:8080"
     """host:port of the liveness probe."""
     log_level: str = "info"

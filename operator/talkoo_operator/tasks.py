@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from talkoo_api.agent.v1 import agent_pb2
 from talkoo_api.ledger.v1 import state_pb2
 
 from talkoo.client_async import AsyncClient
@@ -26,18 +28,32 @@ from talkoo_core.errors import (
     Unavailable,
 )
 from talkoo_operator.accounts import Accounts
-from talkoo_operator.api import GROUP, VERSION, KubernetesApi
+from talkoo_operator.api import API_SERVER_AWAY, GROUP, MODELS, TASKS, VERSION, KubernetesApi
+from talkoo_operator.chain import Chain
+from talkoo_operator.endings import begun_again, ended_before_the_ledger, lost, with_failure
 from talkoo_operator.following import Following
 from talkoo_operator.inputs import KIND, fetch_inputs, task_file
-from talkoo_operator.plan import ENDED, FINALIZER, Do, Seen, next_step
+from talkoo_operator.limits import Limits
+from talkoo_operator.objects import Objects, Outrun
+from talkoo_operator.plan import ENDED, FINALIZER, Do, Seen, Step, next_step
 from talkoo_operator.queue import Key
-from talkoo_operator.status import SUSPENDED, of_task, refused, timestamp, waiting
-from talkoo_operator.wire import ledger_task
+from talkoo_operator.quota import HOPELESS, LOWER_PRIORITY, QUOTA, WAITS_ITS_TURN
+from talkoo_operator.status import (
+    estimated_start,
+    held,
+    of_task,
+    refused,
+    waiting,
+    with_condition,
+    with_suspension,
+)
+from talkoo_operator.wire import busy_and_fitting, ledger_task
 
 log = logging.getLogger(__name__)
 Object = dict[str, Any]
 MAX_STEPS_AT_ONCE = 12
 WAIT_FUNDS_S, WAIT_INPUTS_S, REVIEW_S = 30.0, 10.0, 15.0
+LOGS_TIMEOUT_S, LOG_LINES = 5.0, 20
 REASONS: dict[type[TalkooError], str] = {
     InsufficientFunds: "InsufficientFunds",
     NotFound: "InputsMissing",
@@ -46,68 +62,96 @@ REASONS: dict[type[TalkooError], str] = {
     PermissionDenied: "NotPermitted",
     Conflict: "Conflict",
 }
+REASONS_BY_CODE = {
+    "no_account": "NoAccount",
+    "budget_too_small": "BudgetTooSmall",
+    "dataset_not_ready": "DatasetNotReady",
+    QUOTA: "QuotaExceeded",
+    HOPELESS: "QuotaExceeded",
+    LOWER_PRIORITY: "WaitsForPriority",
+}
 
 
 class TaskController:
-    """`work` is called with the key of an object whenever something may have changed."""
+    """`work` gets the key of an object whenever something may have changed; `now` is the API server's time."""
 
-    def __init__(self, api: KubernetesApi, accounts: Accounts, following: Following, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        api: KubernetesApi,
+        accounts: Accounts,
+        following: Following,
+        now: Callable[[], float],
+        limits: Limits,
+    ) -> None:
         self._api = api
         self._accounts = accounts
         self._following = following
         self._now = now
+        self._limits = limits
+        self._chain = Chain(accounts.reader)
+        self._objects = Objects(api, TASKS, KIND, now)
 
     async def work(self, key: Key) -> float | None:
         for _ in range(MAX_STEPS_AT_ONCE):
-            try:
-                task = await self._api.task(*key)
-            except NotFound:
-                self._following.forget(key)
+            task = await self._objects.read(key)
+            if task is None:
+                self._forget(key)
                 return None
             step = next_step(self._seen(task))
             if step.do is Do.REST:
                 return step.again_s
             log.debug("%s/%s: %s (%s)", *key, step.do.value, step.reason)
-            done = await self._do(step.do, task)
+            try:
+                done = await self._do(step, task)
+            except Outrun:
+                continue
             if done is not None:
                 return done
         return 0.0
 
     def _seen(self, task: Object) -> Seen:
         meta, status, spec = task["metadata"], task.get("status", {}), task.get("spec", {})
-        deleted = meta.get("deletionTimestamp")
-        ttl = spec.get("ttlSecondsAfterFinished")
-        finished = status.get("finishedAt")
+        now = self._now()
+
+        def left(since: str | None, more_s: float | None = 0.0) -> float | None:
+            return None if since is None or more_s is None else _seconds(since) + more_s - now
+
+        deleted = left(meta.get("deletionTimestamp"))
         return Seen(
             generation=meta["generation"],
             finalizer=FINALIZER in meta.get("finalizers", ()),
-            deleted_for_s=None if deleted is None else max(0.0, self._now() - _seconds(deleted)),
+            deleted_for_s=None if deleted is None else max(0.0, -deleted),
             suspended=bool(spec.get("suspend")),
-            expires_in_s=None if ttl is None or finished is None else _seconds(finished) + ttl - self._now(),
+            expires_in_s=left(status.get("finishedAt"), spec.get("ttlSecondsAfterFinished")),
             status=status,
+            cancelled=bool(spec.get("cancel")),
+            deadline_in_s=left(meta["creationTimestamp"], spec.get("deadlineSeconds")),
+            retry_in_s=left(status.get("retryAt")),
         )
 
-    async def _do(self, do: Do, task: Object) -> float | None:
+    async def _do(self, step: Step, task: Object) -> float | None:
         """Seconds until the next look, or None: look at once."""
-        match do:
+        match step.do:
             case Do.CLAIM:
                 await self._finalizers(task, [*task["metadata"].get("finalizers", ()), FINALIZER])
             case Do.RELEASE:
                 await self._finalizers(task, [f for f in task["metadata"].get("finalizers", ()) if f != FINALIZER])
-                self._following.forget(_key(task))
+                self._forget(_key(task))
             case Do.HOLD:
-                generation, now = task["metadata"]["generation"], timestamp(self._now())
-                held = waiting(task.get("status", {}), SUSPENDED, "spec.suspend is true", generation, now)
-                await self._write(task, held)
+                self._limits.settled(_key(task))
+                await self._objects.write(task, held(task.get("status", {}), *self._objects.when(task)))
                 return REVIEW_S
             case Do.SUBMIT:
                 return await self._guarded(task, self._submit)
             case Do.RESUME:
                 return await self._guarded(task, self._resume)
             case Do.FOLLOW:
-                return await self._follow(task)
+                pause_s = await self._follow(task)
+                return pause_s if pause_s is None or step.again_s is None else max(min(pause_s, step.again_s), 0.0)
+            case Do.END:
+                await self._end(task, step.reason)
             case Do.CANCEL:
-                await self._cancel(task)
+                return await self._cancel(task)
             case Do.REGISTER:
                 await self._register(task)
             case Do.EXPIRE:
@@ -116,6 +160,10 @@ class TaskController:
             case Do.REST:
                 raise AssertionError("resting is no step")
         return None
+
+    def _forget(self, key: Key) -> None:
+        self._following.forget(key)
+        self._limits.settled(key)
 
     async def _finalizers(self, task: Object, wanted: list[str]) -> None:
         """With the version that was seen: nobody else's finalizer is lost."""
@@ -128,94 +176,162 @@ class TaskController:
 
     # -- to the ledger -----------------------------------------------------------------------------------------------
 
-    async def _guarded(self, task: Object, do: Callable[[Object], Any]) -> float | None:
+    async def _guarded(self, task: Object, do: Callable[[Object], Awaitable[None]]) -> float | None:
         """What stands in the way is written where its owner looks."""
-        generation, now = task["metadata"]["generation"], timestamp(self._now())
-        status = task.get("status", {})
+        key = _key(task)
         try:
             await do(task)
+            self._limits.settled(key)
             return None
         except (InvalidInput, Failed, Corrupt) as error:
-            await self._write(task, refused(status, error.message, generation, now))
+            self._limits.settled(key)
+            await self._hinder(task, refused(task.get("status", {}), error.message, *self._objects.when(task)))
             return None
         except TalkooError as error:
-            reason = REASONS.get(type(error), "Waiting")
-            if error.code == "no_account":
-                reason = "NoAccount"
-            await self._write(task, waiting(status, reason, error.message, generation, now))
+            if error.code == API_SERVER_AWAY:
+                raise
+            if error.code in WAITS_ITS_TURN:
+                self._limits.waits(key, int(task["spec"].get("priority", 0)))
+            reason = REASONS_BY_CODE.get(error.code) or REASONS.get(type(error), "Waiting")
+            await self._hinder(task, waiting(task.get("status", {}), reason, error.message, *self._objects.when(task)))
             return WAIT_FUNDS_S if isinstance(error, InsufficientFunds) else WAIT_INPUTS_S
 
+    async def _hinder(self, task: Object, made: Object) -> None:
+        """An event when the reason is new."""
+        before = task.get("status", {}).get("reason")
+        await self._objects.write(task, made)
+        if made["reason"] != before:
+            await self._objects.event(task, "Warning", made["reason"], made["message"])
+
     async def _submit(self, task: Object) -> None:
-        namespace, _ = _key(task)
-        client = await self._accounts.of(namespace)
-        with tempfile.TemporaryDirectory(prefix="talkoo-task-") as folder:
-            inputs = await fetch_inputs(self._api, namespace, task_file(task), Path(folder))
-            prepared = await client.prepare_in(inputs, Path(folder))
+        key = _key(task)
+        client = await self._accounts.of(key[0])
+        async with self._limits.turn(key, task, client):
+            with tempfile.TemporaryDirectory(prefix="talkoo-task-") as folder:
+                inputs = await fetch_inputs(self._api, client, key[0], task_file(task), Path(folder))
+                prepared = await client.prepare_in(inputs, Path(folder))
+                chain = await self._chain.name()
 
-            async def record(signed: bytes) -> None:
-                """In the object before it is on its way: whoever comes after a crash resumes these very bytes."""
-                submission = {"transaction": base64.b64encode(signed).decode(), "account": client.address}
-                task["status"] = {**task.get("status", {}), "submission": submission}
-                task["metadata"] = (await self._patch(task, task["status"], exact=True))["metadata"]
+                async def record(signed: bytes) -> None:
+                    """In the object before it is on its way: whoever comes after a crash resumes these very bytes."""
+                    transaction = base64.b64encode(signed).decode()
+                    submission = {"transaction": transaction, "account": client.address, "chain": chain}
+                    await self._objects.write(task, {**task.get("status", {}), "submission": submission})
 
-            task_id = await client.create_task(prepared, record)
+                task_id = await client.create_task(prepared, record)
         await self._submitted(task, task_id)
 
     async def _resume(self, task: Object) -> None:
-        namespace, _ = _key(task)
-        client = await self._accounts.of(namespace)
-        signed = base64.b64decode(task["status"]["submission"]["transaction"])
+        submission = task["status"]["submission"]
+        client = await self._accounts.owner_of(_key(task)[0], submission.get("account", ""))
         try:
-            result = await client.ledger.resume(signed)
+            result = await client.ledger.resume(base64.b64decode(submission["transaction"]))
         except Conflict as error:
             if error.code != "superseded":
                 raise
-            await self._write(task, {**task["status"], "submission": None})
+            await self._objects.write(task, {**task["status"], "submission": None})
             return
         except (InvalidInput, InsufficientFunds):
-            await self._write(task, {**task["status"], "submission": None})
+            await self._objects.write(task, {**task["status"], "submission": None})
             raise
         await self._submitted(task, str(result.born_id))
 
     async def _submitted(self, task: Object, task_id: str) -> None:
-        sent = {**task["status"]["submission"], "transaction": None}
-        await self._write(task, {**task["status"], "taskId": task_id, "submission": sent})
-        await self._event(task, "Normal", "Submitted", f"{task_id} stands on the ledger, its budget is in escrow")
+        sent = {name: value for name, value in task["status"]["submission"].items() if name != "transaction"}
+        await self._objects.write(task, {**task["status"], "taskId": task_id, "submission": sent})
+        await self._objects.event(
+            task, "Normal", "Submitted", f"{task_id} stands on the ledger, its budget is in escrow"
+        )
 
-    async def _cancel(self, task: Object) -> None:
-        namespace, _ = _key(task)
-        client = await self._accounts.of(namespace)
-        task_id = task["status"]["taskId"]
+    async def _end(self, task: Object, why: str) -> None:
+        """Written down before anything is sent, so that whoever sees it cancelled knows what it was for."""
+        status = task.get("status", {})
+        if status.get("taskId"):
+            await self._objects.write(task, {**status, "ending": why})
+            return
+        made = ended_before_the_ledger(status, why, *self._objects.when(task))
+        await self._objects.write(task, made)
+        self._limits.settled(_key(task))
+        await self._objects.event(task, "Warning", made["reason"], made["message"])
+
+    async def _cancel(self, task: Object) -> float | None:
+        status = task["status"]
         try:
-            await client.cancel(task_id)
-        except (Conflict, NotFound, Failed) as error:  # it ended by itself meanwhile
-            log.info("%s is not cancelled: %s", task_id, error)
-        await self._follow(task)
+            client = await self._accounts.owner_of(_key(task)[0], status.get("submission", {}).get("account", ""))
+            await client.cancel(status["taskId"])
+        except (Conflict, Failed) as error:  # it ended by itself meanwhile
+            log.info("%s is not cancelled: %s", status["taskId"], error)
+        except TalkooError as error:
+            if "deletionTimestamp" in task["metadata"] or error.code == API_SERVER_AWAY:
+                raise
+            await self._objects.write(task, {**status, "message": f"cannot be cancelled yet: {error.message}"})
+            return WAIT_INPUTS_S
+        return await self._follow(task)
 
     # -- from the ledger ---------------------------------------------------------------------------------------------
 
     async def _follow(self, task: Object) -> float | None:
-        key, status = _key(task), task["status"]
-        client = await self._accounts.of(key[0])
-        record = await client.ledger.task(status["taskId"])
-        self._following.add(key, record, client)
-        names = await self._following.names(client)
-        view = ledger_task(record, names, await _waits_for(client, record))
-        generation = task["metadata"]["generation"]
-        made = of_task(status, view, self._following.progress(key), generation, timestamp(self._now()))
-        await self._write(task, made)
-        if made["phase"] in ENDED and status.get("phase") not in ENDED:
+        key, status, when = _key(task), task["status"], self._objects.when(task)
+        reader = self._accounts.reader
+        try:
+            record = await reader.ledger.task(status["taskId"])
+        except NotFound as error:
+            return await self._unknown(task, error)
+        self._following.add(key, record, reader)
+        nodes = await self._following.nodes(reader)
+        waits_for, starts_at = await self._why_pending(record, nodes)
+        view = ledger_task(record, {node.id: node.name for node in nodes.values()}, waits_for, starts_at)
+        made = of_task(status, view, self._following.progress(key), *when)
+        until = made.get("estimatedEnd")
+        self._following.occupied(key, view.workers, _seconds(until) if until else None)
+        made = with_suspension(made, bool(task["spec"].get("suspend")), *when)
+        ended = made["phase"] in ENDED and status.get("phase") not in ENDED
+        if ended and made["phase"] == "Failed":
+            made = with_failure(made, view.reporter, view.failure_kind, await _last_lines(reader, record.id))
+        deleted = "deletionTimestamp" in task["metadata"]
+        final = made if deleted or not ended else begun_again(status, made, task["spec"], *when)
+        await self._objects.write(task, final)
+        if ended:
             kind = "Normal" if made["phase"] == "Succeeded" else "Warning"
-            await self._event(task, kind, made["reason"], made["message"])
+            await self._objects.event(task, kind, final["reason"], final["message"])
+        return None if ended else REVIEW_S
+
+    async def _why_pending(self, task: state_pb2.Task, nodes: Mapping[str, state_pb2.Node]) -> tuple[str, float | None]:
+        """The scheduler's reason, and when the task may start if that is known."""
+        if task.phase != state_pb2.TASK_PHASE_PENDING:
+            return "", None
+        try:
+            explained = await self._accounts.reader.explain(task.id)
+        except TalkooError as error:
+            return f"the scheduler does not say why: {error.message}", None
+        fit, busy = busy_and_fitting(explained, task.spec, nodes)
+        start = estimated_start(task.spec.min_nodes, fit, busy, self._following.free_at())
+        return str(explained.summary), start
+
+    async def _unknown(self, task: Object, error: NotFound) -> float | None:
+        """A node that is catching up does not know the task yet; a chain that began anew never will."""
+        status, when = task["status"], self._objects.when(task)
+        now_on = await self._chain.name(fresh=True)
+        made_for = status.get("submission", {}).get("chain", now_on)
+        if made_for != now_on:
+            words = f"{status['taskId']} was on the ledger {made_for}; now there is {now_on}, which does not know it"
+            await self._objects.write(task, lost(status, words, *when))
+            await self._objects.event(task, "Warning", "LedgerReplaced", words)
             return None
+        words = f"the ledger node does not know {status['taskId']} now, it may be catching up: {error.message}"
+        generation, now = when
+        made = with_condition(
+            status, "Funded", holds=None, reason="LedgerBehind", message=words, generation=generation, now=now
+        )
+        await self._objects.write(task, made | {"reason": "LedgerBehind", "message": words})
         return REVIEW_S
 
     async def _register(self, task: Object) -> None:
         namespace, name = _key(task)
         version = task["status"]["modelVersion"]
-        client = await self._accounts.of(namespace)
-        model = await client.model(version)
-        await self._api.ensure_model(
+        model = await self._accounts.reader.model(version)
+        await self._api.ensure_object(
+            MODELS,
             namespace,
             {
                 "apiVersion": f"{GROUP}/{VERSION}",
@@ -232,40 +348,20 @@ class TaskController:
                 },
             },
         )
-        await self._write(task, {**task["status"], "registeredModel": version})
-
-    # -- to the API server -------------------------------------------------------------------------------------------
-
-    async def _write(self, task: Object, status: Object) -> None:
-        """Only what differs is sent; what the object no longer has is somebody else's news."""
-        if status == task.get("status"):
-            return
-        try:
-            await self._patch(task, status)
-        except NotFound:
-            log.debug("%s is gone", task["metadata"]["name"])
-
-    async def _patch(self, task: Object, status: Object, *, exact: bool = False) -> Object:
-        """`exact`: raises Conflict when the object is not the one that was seen."""
-        meta = task["metadata"]
-        version = meta["resourceVersion"] if exact else ""
-        return await self._api.patch_task_status(meta["namespace"], meta["name"], status, version)
-
-    async def _event(self, task: Object, kind: str, reason: str, message: str) -> None:
-        about = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": task["metadata"]}
-        try:
-            await self._api.event(about, kind, reason, message)
-        except TalkooError as error:  # an event is a courtesy; the status has said it
-            log.warning("an event about %s was not taken: %s", task["metadata"]["name"], error)
+        await self._objects.write(task, {**task["status"], "registeredModel": version})
 
 
-async def _waits_for(client: AsyncClient, task: state_pb2.Task) -> str:
-    if task.phase != state_pb2.TASK_PHASE_PENDING:
-        return ""
+async def _last_lines(client: AsyncClient, task_id: str) -> list[str]:
+    """Of the nodes of the last placement, oldest first; what cannot be had in a moment is left out."""
+    lines: list[agent_pb2.LogLine] = []
     try:
-        return str((await client.explain(task.id)).summary)
-    except TalkooError as error:
-        return f"the scheduler does not say why: {error.message}"
+        async with asyncio.timeout(LOGS_TIMEOUT_S):
+            async for line in client.logs(task_id, tail=LOG_LINES):
+                lines.append(line)
+    except (TalkooError, TimeoutError) as error:
+        log.info("the last lines of %s cannot be had: %s", task_id, error)
+    lines.sort(key=lambda line: line.time_ns)
+    return [f"{line.node}: {line.text}" for line in lines[-LOG_LINES:]]
 
 
 def _key(task: Object) -> Key:

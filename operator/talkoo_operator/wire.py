@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from talkoo_api.agent.v1 import agent_pb2
-from talkoo_api.ledger.v1 import state_pb2
+from talkoo_api.ledger.v1 import state_pb2, tx_pb2
+from talkoo_api.scheduler.v1 import scheduler_pb2
 
 from talkoo_operator.status import LedgerTask, Progress
 
@@ -19,7 +20,9 @@ _PHASES = {
 }
 
 
-def ledger_task(task: state_pb2.Task, names: Mapping[str, str], waits_for: str = "") -> LedgerTask:
+def ledger_task(
+    task: state_pb2.Task, names: Mapping[str, str], waits_for: str = "", starts_at: float | None = None
+) -> LedgerTask:
     """`names` of nodes by id."""
     shards = sorted(task.shards, key=lambda shard: shard.rank)
     return LedgerTask(
@@ -40,8 +43,30 @@ def ledger_task(task: state_pb2.Task, names: Mapping[str, str], waits_for: str =
         model_version=task.model_version,
         placement_reason=task.placement_reason,
         waits_for=waits_for,
+        starts_at=starts_at,
+        reporter=_reporter(task, names),
     )
 
 
-def progress_of(update: agent_pb2.ProgressUpdate) -> Progress:
-    return Progress(update.attempt, update.step, update.loss, update.samples_per_second, update.stage)
+def busy_and_fitting(
+    explained: scheduler_pb2.Explanation, spec: tx_pb2.TaskSpec, nodes: Mapping[str, state_pb2.Node]
+) -> tuple[int, list[str]]:
+    """How many nodes fit now, and the names of those that would if they were not busy."""
+    busy = []
+    for each in explained.nodes:
+        node = nodes.get(each.node_id)
+        if each.fits or node is None or f"{each.name} is busy" not in each.reason:
+            continue
+        cheap = node.price_utlk_per_gflop <= spec.price_utlk_per_gflop
+        if cheap and node.memory_bytes >= spec.memory_bytes:
+            busy.append(str(each.name))
+    return sum(each.fits for each in explained.nodes), busy
+
+
+def progress_of(update: agent_pb2.ProgressUpdate, steps_per_second: float = 0.0) -> Progress:
+    return Progress(update.attempt, update.step, update.loss, update.samples_per_second, update.stage, steps_per_second)
+
+
+def _reporter(task: state_pb2.Task, names: Mapping[str, str]) -> str:
+    first = next((report for report in task.failure_reports if report.kind == task.failure_kind), None)
+    return names.get(first.reporter, first.reporter) if first is not None else ""

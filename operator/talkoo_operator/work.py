@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,36 @@ import kopf
 
 from talkoo_core.errors import TalkooError
 from talkoo_operator.accounts import Accounts
-from talkoo_operator.api import GROUP, NODES, TASKS, VERSION, KubernetesApi
+from talkoo_operator.api import DATASETS, FEDERATIONS, GROUP, NODES, PROPOSALS, TASKS, VERSION, KubernetesApi
+from talkoo_operator.clock import ServerClock
+from talkoo_operator.datasets import DatasetController
+from talkoo_operator.federations import FederationController, ensure_federation
 from talkoo_operator.following import Following
+from talkoo_operator.limits import Limits
 from talkoo_operator.metrics import NODE, TASK, Phases
 from talkoo_operator.nodes import NodeController
 from talkoo_operator.probe import Probe
+from talkoo_operator.proposals import ProposalController
 from talkoo_operator.queue import WorkQueue
 from talkoo_operator.settings import OperatorSettings
 from talkoo_operator.tasks import TaskController
 from talkoo_runtime.keys import load_key
 
 log = logging.getLogger(__name__)
-TASK_WORKERS, NODE_WORKERS = 16, 4
-RESYNC_S = 60.0
-"""Every object is looked at so often, whatever the watches missed."""
+TASK_WORKERS, NODE_WORKERS, OTHER_WORKERS = 16, 4, 2
 RETRY_S = 2.0
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One kind of object, and who looks at it."""
+
+    plural: str
+    kind: str
+    queue: WorkQueue
+    workers: int
+    namespaced: bool = True
 
 
 async def work(settings: OperatorSettings, probe: Probe) -> None:
@@ -34,65 +51,78 @@ async def work(settings: OperatorSettings, probe: Probe) -> None:
     async with KubernetesApi() as api:
         accounts = Accounts(api, settings)
         owner = accounts.client(load_key(Path(settings.owner_key)))
+        clock, limits = ServerClock(time.time), Limits(api)
         following = Following(lambda key: tasks.wake(key))
-        tasks = WorkQueue(TaskController(api, accounts, following, time.time).work, TASK)
+        tasks = WorkQueue(TaskController(api, accounts, following, clock.now, limits).work, TASK)
         controller = NodeController(api, owner, settings)
         nodes = WorkQueue(controller.work, NODE)
+        datasets = WorkQueue(DatasetController(api, accounts, clock.now).work, "Dataset")
+        federations = WorkQueue(FederationController(api, owner, settings, clock.now, limits).work, "Federation")
+        proposals = WorkQueue(ProposalController(api, owner, settings, clock.now).work, "Proposal")
+        watched = [
+            Watched(TASKS, TASK, tasks, TASK_WORKERS),
+            Watched(DATASETS, "Dataset", datasets, OTHER_WORKERS),
+            Watched(FEDERATIONS, "Federation", federations, 1),
+            Watched(PROPOSALS, "Proposal", proposals, OTHER_WORKERS),
+        ]
+        if settings.watch_nodes:
+            watched.append(Watched(NODES, NODE, nodes, NODE_WORKERS, namespaced=False))
+        await ensure_federation(api, settings)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(tasks.run(TASK_WORKERS))
-                group.create_task(nodes.run(NODE_WORKERS))
+                for each in watched:
+                    group.create_task(each.queue.run(each.workers))
                 group.create_task(following.run(owner))
-                group.create_task(controller.listen(nodes.wake))
+                if settings.watch_nodes:
+                    group.create_task(controller.listen(nodes.wake))
                 phases = Phases()
-                group.create_task(_resync(api, settings, tasks, nodes, probe, phases))
-                group.create_task(_watch(settings, tasks, nodes, phases))
+                group.create_task(_resync(api, settings, watched, clock, probe, phases))
+                group.create_task(_watch(settings, watched, probe, phases))
         finally:
             await accounts.close()
             await owner.close()
 
 
 async def _resync(
-    api: KubernetesApi, settings: OperatorSettings, tasks: WorkQueue, nodes: WorkQueue, probe: Probe, phases: Phases
+    api: KubernetesApi,
+    settings: OperatorSettings,
+    watched: Sequence[Watched],
+    clock: ServerClock,
+    probe: Probe,
+    phases: Phases,
 ) -> None:
     """List all objects and wake each; also what the liveness probe goes by."""
     probe.seen()
     while True:
         try:
-            keys = await api.task_keys(settings.watch_namespaces)
-            phases.keep(TASK, set(keys))
-            for key in keys:
-                tasks.wake(key)
-            names = [("", name) for name in await api.node_names()]
-            phases.keep(NODE, set(names))
-            for name in names:
-                nodes.wake(name)
+            clock.learn(await api.date())
+            for each in watched:
+                listed = await (api.objects(each.plural, _namespaces(settings)) if each.namespaced else api.nodes())
+                probe.freshness.listed(each.plural, listed)
+                ordered = sorted(listed, key=_priority, reverse=True)
+                keys = [(item["metadata"].get("namespace", ""), item["metadata"]["name"]) for item in ordered]
+                phases.keep(each.kind, set(keys))
+                for key in keys:
+                    each.queue.wake(key)
             probe.seen()
         except TalkooError as error:
             log.warning("the objects cannot be listed: %s", error)
             await asyncio.sleep(RETRY_S)
             continue
-        await asyncio.sleep(RESYNC_S)
+        await asyncio.sleep(settings.resync_s)
 
 
-async def _watch(settings: OperatorSettings, tasks: WorkQueue, nodes: WorkQueue, phases: Phases) -> None:
+async def _watch(
+    settings: OperatorSettings, watched: Sequence[Watched], probe: Probe, phases: Phases
+) -> None:
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
     def log_in(**given: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_with_service_account(**given) or kopf.login_with_kubeconfig(**given)
 
-    @kopf.on.event(GROUP, VERSION, TASKS, registry=registry)
-    async def task_changed(namespace: str | None, name: str | None, type: str | None, body: Any, **_: Any) -> None:  # noqa: A002 (kopf's name)
-        key = namespace or "", name or ""
-        phases.heard(TASK, key, type, body)
-        tasks.wake(key)
-
-    @kopf.on.event(GROUP, VERSION, NODES, registry=registry)
-    async def node_changed(name: str | None, type: str | None, body: Any, **_: Any) -> None:  # noqa: A002 (kopf's name)
-        key = "", name or ""
-        phases.heard(NODE, key, type, body)
-        nodes.wake(key)
+    for each in watched:
+        _on_event(registry, each, probe, phases)
 
     @kopf.on.startup(registry=registry)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -100,11 +130,31 @@ async def _watch(settings: OperatorSettings, tasks: WorkQueue, nodes: WorkQueue,
         settings.watching.server_timeout = 300
         settings.watching.client_timeout = 330
 
-    kopf_settings = kopf.OperatorSettings()
+    namespaces = _namespaces(settings)
     await kopf.operator(
         registry=registry,
-        settings=kopf_settings,
+        settings=kopf.OperatorSettings(),
         standalone=True,
-        clusterwide=not settings.watch_namespaces,
-        namespaces=list(settings.watch_namespaces),
+        clusterwide=not namespaces,
+        namespaces=list(namespaces),
     )
+
+
+def _on_event(registry: kopf.OperatorRegistry, each: Watched, probe: Probe, phases: Phases) -> None:
+    @kopf.on.event(GROUP, VERSION, each.plural, registry=registry, id=each.plural)
+    async def changed(namespace: str | None, name: str | None, event: Any, **_: Any) -> None:
+        probe.freshness.told(each.plural, event["object"]["metadata"], gone=event["type"] == "DELETED")
+        key = namespace or "", name or ""
+        phases.heard(each.kind, key, event["type"], event["object"])
+        each.queue.wake(key)
+
+
+def _namespaces(settings: OperatorSettings) -> tuple[str, ...]:
+    """None: all. The release's own is always among them: its Federation and Proposals lie there."""
+    if not settings.watch_namespaces:
+        return ()
+    return tuple(dict.fromkeys((*settings.watch_namespaces, settings.namespace)))
+
+
+def _priority(item: Object) -> int:
+    return int(item.get("spec", {}).get("priority", 0))

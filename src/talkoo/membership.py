@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from talkoo_api.ledger.v1 import service_pb2, state_pb2, tx_pb2
 from talkoo_ledger.members import possession_bytes
 
 from talkoo.client_async import AsyncClient
 from talkoo_core.errors import NotFound
 from talkoo_core.signing import PrivateKey
+
+Record = Callable[[bytes], Awaitable[None]]
+"""Gets a signed transaction before it is sent (`LedgerClient.submit`)."""
 
 
 class Membership:
@@ -31,24 +36,28 @@ class Membership:
         )
         return await self._client.send(message)
 
-    async def approve(self, name: str) -> service_pb2.TxResult:
+    async def approve(self, name: str, record: Record | None = None) -> service_pb2.TxResult:
         """Consent to the application as it stands now. Raises NotFound."""
         application = next((each for each in await self.applications() if each.name == name), None)
         if application is None:
             raise NotFound(f"nobody has applied as {name!r}; `talkoo member list` shows who has")
-        return await self._client.send(tx_pb2.ApproveMember(name=name, validator_key=application.validator_key))
+        return await self._client.send(
+            tx_pb2.ApproveMember(name=name, validator_key=application.validator_key), record=record
+        )
 
-    async def rotate_key(self, name: str, consensus_key: PrivateKey) -> service_pb2.TxResult:
+    async def rotate_key(
+        self, name: str, consensus_key: PrivateKey, record: Record | None = None
+    ) -> service_pb2.TxResult:
         """Another key votes from two heights later on."""
         message = tx_pb2.RotateKey(
             organization=name,
             validator_key=consensus_key.public.raw,
             proof_of_possession=await self._possession(name, consensus_key),
         )
-        return await self._client.send(message)
+        return await self._client.send(message, record=record)
 
-    async def leave(self, name: str) -> service_pb2.TxResult:
-        return await self._client.send(tx_pb2.LeaveFederation(organization=name))
+    async def leave(self, name: str, record: Record | None = None) -> service_pb2.TxResult:
+        return await self._client.send(tx_pb2.LeaveFederation(organization=name), record=record)
 
     async def _possession(self, name: str, key: PrivateKey) -> bytes:
         chain_id = (await self._client.status()).chain_id

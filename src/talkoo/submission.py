@@ -71,6 +71,8 @@ async def count_here(task: TaskFile, code: bytes, data: Path) -> int:
 
 async def prepare(task: TaskFile, folder: Path, count: Count = count_here) -> Prepared:
     """Check and pack a task whose paths are relative to `folder`."""
+    if not task.data_path:
+        raise InvalidInput("spec.data.path is missing: a Dataset is found on a cluster only; name the file here")
     program = (folder / task.program_path).resolve()
     data = (folder / task.data_path).resolve()
     check_program(program, task.module)

@@ -71,6 +71,8 @@ class TaskFile:
     program_config_map: str = ""
     data_config_map: str = ""
     """On a cluster the files are the entries of these ConfigMaps; on a laptop the paths count."""
+    data_set: str = ""
+    """On a cluster: a Dataset that holds the data, instead of a file or a ConfigMap."""
     flops_per_sample: int = 0
     """Operations of one sample as their owner gives them; 0: they are counted."""
 
@@ -159,7 +161,7 @@ class _Reader:
         where = ("spec",)
         spec = self._child(top, (), "spec", _SPEC_FIELDS)
         program = self._child(spec, where, "program", _PROGRAM_FIELDS)
-        data = self._child(spec, where, "data", ("path", "configMap", "sha256"))
+        data = self._child(spec, where, "data", ("path", "configMap", "dataset", "sha256"))
         optimizer = self._mapping(self._need(spec, where, "optimizer"), (*where, "optimizer"), None)
         nodes = self._child(spec, where, "nodes", ("min", "max", "memory"))
         model = self._child(spec, where, "model", ("name", "licence", "requestPrice", "parent"))
@@ -173,7 +175,7 @@ class _Reader:
             program_path=self._text(program, (*where, "program"), "path", "."),
             module=self._module(program, (*where, "program")),
             config_json=self._config(program, (*where, "program")),
-            data_path=self._text(data, (*where, "data"), "path"),
+            data_path=self._text(data, (*where, "data"), "path", "" if data.get("dataset") else None),
             data_sha256=self._sha256(data, (*where, "data")),
             optimizer=self._choice(optimizer, (*where, "optimizer"), "name", OPTIMIZERS),
             optimizer_options_json=self._options(optimizer, (*where, "optimizer")),
@@ -193,6 +195,7 @@ class _Reader:
             parent_version=self._text(model, (*where, "model"), "parent", "", empty=True),
             program_config_map=self._text(program, (*where, "program"), "configMap", "", empty=True),
             data_config_map=self._text(data, (*where, "data"), "configMap", "", empty=True),
+            data_set=self._text(data, (*where, "data"), "dataset", "", empty=True),
             flops_per_sample=self._integer(program, (*where, "program"), "flopsPerSample", 1, MAX_FLOPS_PER_SAMPLE, 0),
         )
         self._check_whole(task)
@@ -394,9 +397,14 @@ _SPEC_FIELDS = (
     "auditRate",
     "model",
     "suspend",
+    "cancel",
+    "priority",
+    "deadlineSeconds",
+    "retries",
+    "retryBackoffSeconds",
     "ttlSecondsAfterFinished",
 )
-"""`suspend` and `ttlSecondsAfterFinished` are for a cluster; a laptop submits at once and keeps what it made."""
+"""Those from `suspend` on are for a cluster (docs/crds.md); a laptop submits at once, once, and keeps what it made."""
 
 
 def _shown(value: object) -> str:

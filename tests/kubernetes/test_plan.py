@@ -24,7 +24,8 @@ def seen(status: dict[str, Any] | None = None, **changes: Any) -> Seen:
 
 SIGNED = {"submission": {"transaction": "c2lnbmVk"}}
 STANDS = {"taskId": "task-1", "phase": "Running"}
-REFUSED = {"conditions": [{"type": "Accepted", "status": "False", "observedGeneration": 1}]}
+REFUSED = {"reason": "InvalidSpec", "observedGeneration": 1}
+UNPLACED = STANDS | {"phase": "Pending", "attempt": 0}
 
 
 @pytest.mark.parametrize(
@@ -34,8 +35,25 @@ REFUSED = {"conditions": [{"type": "Accepted", "status": "False", "observedGener
         (seen(finalizer=False, suspended=True), Do.CLAIM),
         (seen(), Do.SUBMIT),
         (seen(suspended=True), Do.HOLD),
-        (seen(REFUSED), Do.REST),
-        (seen(REFUSED, generation=2), Do.SUBMIT),
+        (seen(REFUSED, retry_in_s=9.0), Do.REST),
+        (seen(REFUSED, retry_in_s=0.0), Do.SUBMIT),
+        (seen(REFUSED, retry_in_s=9.0, generation=2), Do.SUBMIT),
+        (seen(REFUSED, retry_in_s=9.0, suspended=True), Do.HOLD),
+        (seen(REFUSED, retry_in_s=9.0, cancelled=True), Do.END),
+        (seen(cancelled=True), Do.END),
+        (seen(SIGNED, cancelled=True), Do.RESUME),
+        (seen(STANDS, cancelled=True), Do.END),
+        (seen(STANDS | {"ending": "Cancelled"}, cancelled=True), Do.CANCEL),
+        (seen(deadline_in_s=0.0), Do.END),
+        (seen(deadline_in_s=9.0), Do.SUBMIT),
+        (seen(STANDS, deadline_in_s=-1.0), Do.END),
+        (seen(UNPLACED, suspended=True), Do.END),
+        (seen(UNPLACED), Do.FOLLOW),
+        (seen(UNPLACED | {"attempt": 1}, suspended=True), Do.FOLLOW),
+        (seen(UNPLACED | {"ending": "Suspended"}), Do.CANCEL),
+        (seen(STANDS | {"phase": "Failed", "unsettled": True}), Do.FOLLOW),
+        (seen(STANDS | {"phase": "Failed", "unsettled": True}, expires_in_s=0.0), Do.EXPIRE),
+        (seen(STANDS | {"phase": "Failed", "unsettled": True}, deleted_for_s=0.0), Do.RELEASE),
         (seen(SIGNED), Do.RESUME),
         (seen(SIGNED, suspended=True), Do.RESUME),
         (seen(STANDS), Do.FOLLOW),
@@ -73,7 +91,10 @@ statuses = st.fixed_dictionaries(
         "submission": st.fixed_dictionaries({}, optional={"transaction": st.sampled_from(["", "c2lnbmVk"])}),
         "modelVersion": st.just("m@1"),
         "registeredModel": st.just("m@1"),
-        "conditions": st.just(REFUSED["conditions"]),
+        "attempt": st.integers(0, 2),
+        "ending": st.sampled_from(["", "Cancelled", "DeadlineExceeded", "Suspended"]),
+        "unsettled": st.booleans(),
+        "observedGeneration": st.integers(1, 3),
     },
 )
 anything = st.builds(
@@ -84,6 +105,9 @@ anything = st.builds(
     suspended=st.booleans(),
     expires_in_s=st.none() | st.floats(-1, 1000),
     status=statuses,
+    cancelled=st.booleans(),
+    deadline_in_s=st.none() | st.floats(-1, 1000),
+    retry_in_s=st.none() | st.floats(-1, 1000),
 )
 
 
@@ -99,6 +123,20 @@ def test_nothing_is_signed_where_something_may_have_been_sent(state: Seen) -> No
         assert not state.recorded
         assert state.deleted_for_s is None
         assert state.finalizer, "else a deletion in this moment would lose the task on the ledger"
+
+
+@given(anything)
+def test_nothing_is_sent_for_who_cancelled_or_came_too_late_or_waits(state: Seen) -> None:
+    if next_step(state).do is Do.SUBMIT:
+        assert not state.cancelled
+        assert not state.suspended
+        assert state.deadline_in_s is None or state.deadline_in_s > 0
+
+
+@given(anything)
+def test_only_a_reason_that_was_written_down_cancels(state: Seen) -> None:
+    if next_step(state).do is Do.CANCEL:
+        assert state.ending or state.deleted_for_s is not None
 
 
 @given(anything)

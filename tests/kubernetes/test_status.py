@@ -44,6 +44,7 @@ def test_a_running_task_shows_step_share_loss_workers_and_tokens() -> None:
         "Accepted": "True",
         "Funded": "True",
         "Placed": "True",
+        "Running": "True",
         "Succeeded": "Unknown",
         "Verified": "Unknown",
     }
@@ -90,7 +91,8 @@ def test_times_are_kept_and_a_look_without_news_changes_nothing() -> None:
     done = of_task(first, dataclasses.replace(TASK, phase="completed", accepted=3, committed=3), None, 1, LATER)
     assert (done["startedAt"], done["finishedAt"]) == (NOW, LATER)
     times = {c["type"]: c["lastTransitionTime"] for c in done["conditions"]}
-    assert times == {"Accepted": NOW, "Funded": NOW, "Placed": NOW, "Succeeded": LATER, "Verified": LATER}
+    since_start = {"Accepted": NOW, "Funded": NOW, "Placed": NOW}
+    assert times == since_start | {"Running": LATER, "Succeeded": LATER, "Verified": LATER}
 
 
 def test_a_condition_keeps_its_time_while_its_status_stays() -> None:

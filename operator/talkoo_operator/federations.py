@@ -1,0 +1,184 @@
+"""The Federation object: what this organization's part of the federation looks like now, and one rule here."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from talkoo_api.ledger.v1 import service_pb2, state_pb2
+
+from talkoo.client_async import AsyncClient
+from talkoo.membership import Membership
+from talkoo_core.amounts import format_tlk, parse_tlk
+from talkoo_core.errors import NotFound, TalkooError
+from talkoo_operator.api import API_SERVER_AWAY, FEDERATIONS, GROUP, VERSION, KubernetesApi
+from talkoo_operator.limits import Limits
+from talkoo_operator.objects import AT_ONCE_S, Objects, Outrun
+from talkoo_operator.queue import Key
+from talkoo_operator.settings import OperatorSettings
+from talkoo_operator.status import MAX_MESSAGE, timestamp, with_condition
+
+log = logging.getLogger(__name__)
+NAME = "federation"
+"""A namespace has one at most, and the operator looks after the one in its own."""
+REVIEW_S, RETRY_S = 15.0, 5.0
+LAGGING_S = 60.0
+"""A ledger whose newest block is older does not go on."""
+Object = dict[str, Any]
+
+
+async def ensure_federation(api: KubernetesApi, settings: OperatorSettings) -> None:
+    """The chart makes none, so that an upgrade never takes a person's `spec` back."""
+    body = {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "Federation",
+        "metadata": {"name": NAME, "labels": {"app.kubernetes.io/instance": settings.release}},
+        "spec": {},
+    }
+    try:
+        await api.ensure_object(FEDERATIONS, settings.namespace, body)
+    except TalkooError as error:
+        log.warning("the Federation is not made: %s", error)
+
+
+class FederationController:
+    """`owner` is a client with the organization owner's key; it only reads here."""
+
+    def __init__(
+        self,
+        api: KubernetesApi,
+        owner: AsyncClient,
+        settings: OperatorSettings,
+        now: Callable[[], float],
+        limits: Limits,
+    ) -> None:
+        self._owner = owner
+        self._settings = settings
+        self._now = now
+        self._limits = limits
+        self._objects = Objects(api, FEDERATIONS, "Federation", now)
+
+    async def work(self, key: Key) -> float | None:
+        federation = await self._objects.read(key)
+        ours = key == (self._settings.namespace, NAME)
+        if federation is None or not ours:
+            if ours:
+                self._limits.default_utlk = None
+            return await self._not_ours(federation)
+        limit = federation.get("spec", {}).get("spendLimit")
+        self._limits.default_utlk = None if limit is None else parse_tlk(limit)
+        status, pause_s = dict(federation.get("status", {})), REVIEW_S
+        try:
+            status |= await self._look()
+            lag_s = int(status["lagSeconds"])
+            goes_on = lag_s < LAGGING_S
+            words = f"block {status['height']} is {lag_s} s old"
+            status = self._ready(federation, status, goes_on, "BlocksAreDecided" if goes_on else "LedgerStands", words)
+        except TalkooError as error:
+            if error.code == API_SERVER_AWAY:
+                raise
+            status = self._ready(federation, status, None, "LedgerUnavailable", error.message)
+            pause_s = RETRY_S
+        try:
+            await self._objects.write(federation, status)
+        except Outrun:
+            return AT_ONCE_S
+        return pause_s
+
+    async def _not_ours(self, federation: Object | None) -> float | None:
+        if federation is None:
+            return None
+        words = f"the Federation of this release is {self._settings.namespace}/{NAME}; this one has no effect"
+        status = self._ready(federation, federation.get("status", {}), False, "NotOurs", words)
+        try:
+            await self._objects.write(federation, status)
+        except Outrun:
+            return AT_ONCE_S
+        return None
+
+    async def _look(self) -> Object:
+        now_on = await self._owner.status()
+        organizations = await self._owner.organizations()
+        own = next((each for each in organizations if each.name == self._settings.organization), None)
+        applications = await Membership(self._owner).applications()
+        return {
+            "organization": self._settings.organization,
+            "chainId": now_on.chain_id,
+            "height": now_on.height,
+            "lagSeconds": max(0, int(self._now() - now_on.time_ns / 1e9)),
+            "appHash": now_on.app_hash.hex(),
+            "catchingUp": now_on.catching_up,
+            "peers": sorted(now_on.peers),
+            "members": [_member(each, now_on) for each in organizations],
+            "applications": [{"name": each.name, "approvals": sorted(each.approvals)} for each in applications],
+            "account": await self._account(own),
+            "keys": _keys(own),
+            "certificates": self._certificates(),
+        }
+
+    async def _account(self, own: state_pb2.Organization | None) -> Object:
+        try:
+            balance_utlk = (await self._owner.account()).balance_utlk
+        except NotFound:
+            balance_utlk = 0
+        stake_utlk = own.stake_utlk if own is not None else 0
+        return {
+            "address": self._owner.address,
+            "balance": format_tlk(balance_utlk),
+            "stake": format_tlk(stake_utlk),
+        }
+
+    def _certificates(self) -> list[Object]:
+        """The operator's own, its organization's authority, and the authorities of all whom it trusts."""
+        settings = self._settings
+        files = {
+            "operator": settings.certificate,
+            "authority": settings.authority_certificate,
+            "trusted": settings.trust_bundle,
+        }
+        return [
+            {
+                "name": name,
+                "subject": certificate.subject.rfc4514_string(),
+                "sha256": hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest(),
+                "expires": timestamp(certificate.not_valid_after_utc.astimezone(UTC).timestamp()),
+            }
+            for name, path in files.items()
+            for certificate in x509.load_pem_x509_certificates(Path(path).read_bytes())
+        ]
+
+    def _ready(self, federation: Object, status: Object, holds: bool | None, reason: str, message: str) -> Object:
+        generation, now = self._objects.when(federation)
+        made = with_condition(
+            status, "Ready", holds=holds, reason=reason, message=message, generation=generation, now=now
+        )
+        return made | {"message": message[:MAX_MESSAGE], "observedGeneration": generation}
+
+
+def _member(each: state_pb2.Organization, now_on: service_pb2.Status) -> Object:
+    state = "Member"
+    if each.left_height:
+        state = "Left"
+    elif each.jailed_until_height > now_on.height:
+        state = "Jailed"
+    elif not each.power:
+        state = "WithoutPower"
+    return {"name": each.name, "power": each.power, "stake": format_tlk(each.stake_utlk), "state": state}
+
+
+def _keys(own: state_pb2.Organization | None) -> Object:
+    """Fingerprints: SHA-256 of the public keys that the ledger has; empty while we are no member."""
+    if own is None:
+        return {}
+    return {
+        "ownerSha256": hashlib.sha256(own.owner_key).hexdigest(),
+        "consensusSha256": hashlib.sha256(own.validator_key).hexdigest(),
+        "scheduler": own.scheduler,
+        "validator": own.validator,
+    }
