@@ -23,6 +23,7 @@ check: $(VENV)/.dev-ready lint types ## lint, dependency rule, types, freshness 
 	@$(BIN)/python tools/generate_protos.py --check
 	@$(BIN)/python tools/check_lock.py
 	@$(BIN)/python tools/generate_chart_docs.py --check
+	@$(BIN)/python tools/generate_crd_docs.py --check
 
 lint: $(VENV)/.dev-ready
 	@$(BIN)/ruff check .

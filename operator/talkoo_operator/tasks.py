@@ -15,6 +15,7 @@ from talkoo_api.agent.v1 import agent_pb2
 from talkoo_api.ledger.v1 import state_pb2
 
 from talkoo.client_async import AsyncClient
+from talkoo.submission import Prepared
 from talkoo_core.errors import (
     Conflict,
     Corrupt,
@@ -208,8 +209,7 @@ class TaskController:
         client = await self._accounts.of(key[0])
         async with self._limits.turn(key, task, client):
             with tempfile.TemporaryDirectory(prefix="talkoo-task-") as folder:
-                inputs = await fetch_inputs(self._api, client, key[0], task_file(task), Path(folder))
-                prepared = await client.prepare_in(inputs, Path(folder))
+                prepared = await self._prepared(task, client, folder)
                 chain = await self._chain.name()
 
                 async def record(signed: bytes) -> None:
@@ -220,6 +220,14 @@ class TaskController:
 
                 task_id = await client.create_task(prepared, record)
         await self._submitted(task, task_id)
+
+    async def _prepared(self, task: Object, client: AsyncClient, folder: str) -> Prepared:
+        """Messages do not name the folder, which is another each time."""
+        try:
+            inputs = await fetch_inputs(self._api, client, _key(task)[0], task_file(task), Path(folder))
+            return await client.prepare_in(inputs, Path(folder))
+        except TalkooError as error:
+            raise type(error)(error.message.replace(f"{folder}/", ""), code=error.code) from None
 
     async def _resume(self, task: Object) -> None:
         submission = task["status"]["submission"]

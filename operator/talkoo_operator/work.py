@@ -116,6 +116,7 @@ async def _watch(
     settings: OperatorSettings, watched: Sequence[Watched], probe: Probe, phases: Phases
 ) -> None:
     registry = kopf.OperatorRegistry()
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # else a line for every event of every object
 
     @kopf.on.login(registry=registry)
     def log_in(**given: Any) -> kopf.ConnectionInfo | None:

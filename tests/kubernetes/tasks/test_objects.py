@@ -1,0 +1,147 @@
+"""Dataset, Federation and Proposal under the real operator, a real ledger and a real blob store."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from talkoo_operator.federations import LAGGING_S
+from talkoo_operator.motion import Count, counted
+
+from talkoo.client_async import AsyncClient
+from talkoo.membership import Membership
+from talkoo_core.amounts import UTLK_PER_TLK
+from talkoo_core.signing import PrivateKey
+from talkoo_runtime.keys import address_of, new_key
+from talkoo_sim.operator_bed import NAMESPACE, eventually
+
+SPACE = "objects"
+NOW = "2026-01-01T00:00:00Z"
+
+
+def manifest(kind: str, namespace: str, name: str, **spec: Any) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": "talkoo.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def ready(status: dict[str, Any]) -> tuple[str, str]:
+    return next(((c["status"], c["reason"]) for c in status.get("conditions", ()) if c["type"] == "Ready"), ("", ""))
+
+
+@pytest.fixture
+def space(bed: Any) -> Iterator[Any]:
+    bed.namespace(SPACE, "alice")
+    operator = bed.operator("objects", resync_s=5.0)
+    eventually(lambda: operator.leads, "the operator leads")
+    yield bed
+    bed.cluster.kubectl("-n", SPACE, "delete", "tt,tds", "--all", "--timeout=60s")
+
+
+@pytest.mark.federation
+def test_a_dataset_is_stored_once_checked_and_trained_on(space: Any) -> None:
+    space.cluster.apply(manifest("Dataset", SPACE, "stored", configMap={"name": "tiny", "key": "tiny.txt"}))
+    status = space.until(SPACE, "stored", lambda s: ready(s)[0] == "True", kind="dataset")
+    wanted = hashlib.sha256(b"data").hexdigest()
+    assert (status["sha256"], status["bytes"], status["fileName"]) == (wanted, 4, "tiny.txt")
+
+    space.cluster.apply(manifest("Dataset", SPACE, "named", sha256=wanted, fileName="other.txt"))
+    assert space.until(SPACE, "named", lambda s: ready(s)[0] == "True", kind="dataset")["bytes"] == 4
+    space.cluster.apply(manifest("Dataset", SPACE, "absent", sha256="0" * 64, fileName="x"))
+    space.until(SPACE, "absent", lambda s: ready(s) == ("False", "NotStored"), kind="dataset")
+    wrong = manifest("Dataset", SPACE, "wrong", sha256="1" * 64, configMap={"name": "tiny", "key": "tiny.txt"})
+    space.cluster.apply(wrong)
+    status = space.until(SPACE, "wrong", lambda s: ready(s) == ("False", "Refused"), kind="dataset")
+    assert wanted in status["message"]
+
+    space.submit(SPACE, "trains", data={"dataset": "named"})
+    space.submit(SPACE, "hangs", data={"dataset": "absent"})
+    task_id = space.until(SPACE, "trains", lambda s: s.get("taskId"))["taskId"]
+    (task,) = [each for each in space.on_ledger("alice") if each.id == task_id]
+    assert (task.spec.data.sha256, task.spec.data_name) == (wanted, "other.txt")
+    space.until(SPACE, "hangs", lambda s: s.get("reason") == "DatasetNotReady")
+    space.until(SPACE, "named", lambda s: s.get("usedBy") == ["trains"], kind="dataset")
+
+
+@pytest.mark.federation
+def test_the_federation_shows_what_the_ledger_says(space: Any) -> None:
+    status = space.until(NAMESPACE, "federation", lambda s: ready(s)[0] == "True", kind="federation")
+    assert (status["organization"], status["chainId"]) == ("north", "talkoo-bed-1")
+    assert [(m["name"], m["state"], m["power"] > 0) for m in status["members"]] == [("north", "Member", True)]
+    assert status["lagSeconds"] < LAGGING_S
+    assert {c["name"] for c in status["certificates"]} == {"operator", "authority", "trusted"}
+    assert status["account"]["stake"] == "1,000.0 TLK"
+    space.until(NAMESPACE, "federation", lambda s: s["height"] > status["height"], kind="federation")
+    space.cluster.apply(manifest("Federation", SPACE, "federation"))
+    space.until(SPACE, "federation", lambda s: ready(s) == ("False", "NotOurs"), kind="federation")
+
+
+def applied(bed: Any, name: str) -> None:
+    """A newcomer with tokens for its fee applies."""
+    owner, consensus = new_key(), new_key()
+
+    async def apply() -> None:
+        async with AsyncClient(bed.federation.home, user="alice") as alice:
+            await alice.transfer(address_of(owner), UTLK_PER_TLK)
+        async with AsyncClient(profile=alice.profile, key=owner) as newcomer:
+            addresses = [address_of(key) for key in _keys(2)]
+            await Membership(newcomer).apply(name, consensus, *addresses)
+
+    asyncio.run(apply())
+
+
+def _keys(count: int) -> list[PrivateKey]:
+    return [new_key() for _ in range(count)]
+
+
+@pytest.mark.federation
+def test_a_proposal_is_signed_once_also_by_an_operator_that_dies_over_it(bed: Any) -> None:
+    bed.namespace(SPACE, "alice")
+    applied(bed, "fifth")
+    dying = bed.operator("dying", module="talkoo_sim.dying_operator", arguments=["after-send"])
+    eventually(lambda: dying.leads, "the operator leads")
+    bed.cluster.apply(manifest("Proposal", NAMESPACE, "fifth", action="ApproveMember", organization="fifth"))
+    assert dying.process.wait(60) == -9, dying.said()
+    assert "transaction" in bed.status(NAMESPACE, "fifth", "proposal")["submission"]
+    bed.operator("next", resync_s=5.0)
+    status = bed.until(NAMESPACE, "fifth", lambda s: s.get("phase") == "Carried", kind="proposal")
+    assert status["reason"] == "Admitted"
+    assert status["height"] > 0
+    assert "submission" not in status
+    members = {
+        m["name"]
+        for m in bed.until(NAMESPACE, "federation", lambda s: len(s.get("members", ())) == 2, kind="federation")[
+            "members"
+        ]
+    }
+    assert members == {"north", "fifth"}
+
+    bed.cluster.apply(manifest("Proposal", NAMESPACE, "nobody", action="ApproveMember", organization="nobody"))
+    status = bed.until(NAMESPACE, "nobody", lambda s: s.get("phase") == "Refused", kind="proposal")
+    assert "nobody has applied as 'nobody'" in status["message"]
+    bed.cluster.apply(manifest("Proposal", NAMESPACE, "leave", action="LeaveFederation"))
+    status = bed.until(NAMESPACE, "leave", lambda s: s.get("phase") == "Refused", kind="proposal")
+    assert "last member" in status["message"]
+    bed.cluster.apply(manifest("Proposal", SPACE, "elsewhere", action="LeaveFederation"))
+    status = bed.until(SPACE, "elsewhere", lambda s: s.get("phase") == "Refused", kind="proposal")
+    assert status["reason"] == "WrongNamespace"
+    bed.cluster.kubectl("-n", NAMESPACE, "delete", "prop", "--all")
+
+
+@pytest.mark.parametrize(
+    ("changes", "phase", "reason"),
+    [
+        ({}, "Open", "Voting"),
+        ({"member": True, "open": False}, "Carried", "Admitted"),
+        ({"open": False}, "Expired", "ApplicationExpired"),
+    ],
+)
+def test_an_approval_is_open_until_it_is_decided(changes: dict[str, Any], phase: str, reason: str) -> None:
+    base = {"name": "fifth", "approvals": ("north",), "power_for": 10, "power_total": 30, "open": True, "member": False}
+    status = counted({}, Count(**base | changes), 1, NOW)
+    assert (status["phase"], status["reason"]) == (phase, reason)
+    if phase == "Open":
+        assert (status["powerFor"], status["powerNeeded"], status["powerTotal"]) == (10, 21, 30)
+        assert "21 are needed" in status["message"]

@@ -1,0 +1,170 @@
+"""The operator with no more rights than the chart gives it, wide and within namespaces, and without them: unhealthy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from talkoo_core.errors import Failed
+from talkoo_sim.cluster.binaries import binary, kubectl
+from talkoo_sim.cluster.commands import run
+from talkoo_sim.cluster.own_images import ROOT
+from talkoo_sim.operator_bed import NAMESPACE, RELEASE, eventually
+
+pytestmark = pytest.mark.federation
+CHART, RULES = ROOT / "helm" / "talkoo", "templates/operator-rbac.yaml"
+ACCOUNT = f"{RELEASE}-operator"
+
+
+def rules(*settings: str) -> list[dict[str, Any]]:
+    """What the chart makes of these values, by the real helm."""
+    options = [part for setting in settings for part in ("--set", setting)]
+    command = [binary("helm"), "template", RELEASE, CHART, "-n", NAMESPACE, "--show-only", RULES, *options]
+    made = [each for each in yaml.safe_load_all(run(command)) if each]
+    for each in made:
+        if not each["kind"].startswith("Cluster"):
+            each["metadata"].setdefault("namespace", NAMESPACE)
+    return made
+
+
+@pytest.fixture
+def kubeconfig(bed: Any, tmp_path: Path) -> Any:
+    """Makes the account with the chart's rules, and its kubeconfig."""
+    made: list[dict[str, Any]] = []
+
+    def make(*settings: str) -> Path:
+        made.extend(rules(*settings))
+        bed.cluster.apply(*made)
+        admin = json.loads(bed.cluster.kubectl("config", "view", "--raw", "-o", "json"))
+        token = bed.cluster.kubectl("-n", NAMESPACE, "create", "token", ACCOUNT, "--duration=1h").strip()
+        admin["users"] = [{"name": admin["users"][0]["name"], "user": {"token": token}}]
+        path = tmp_path / "operator.kubeconfig"
+        path.write_text(json.dumps(admin))
+        return path
+
+    yield make
+    bed.stop_operators()
+    for each in made:
+        where = ["-n", each["metadata"]["namespace"]] if "namespace" in each["metadata"] else []
+        bed.cluster.kubectl(*where, "delete", each["kind"], each["metadata"]["name"], "--ignore-not-found")
+
+
+def waits(status: dict[str, Any]) -> bool:
+    return status.get("reason") == "WaitingForPlacement"
+
+
+def test_the_charts_rights_are_enough_and_a_watch_without_them_fails_the_probe(bed: Any, kubeconfig: Any) -> None:
+    bed.namespace("rights", "alice")
+    operator = bed.operator("rights", kubeconfig=kubeconfig(), resync_s=3.0)
+    bed.submit("rights", "one", ttlSecondsAfterFinished=600)
+    bed.until("rights", "one", waits)
+    bed.until(NAMESPACE, "federation", lambda s: s.get("height"), kind="federation")
+    bed.patch("rights", "one", json.dumps({"spec": {"cancel": True}}))
+    bed.until("rights", "one", lambda s: s.get("phase") == "Cancelled")
+    bed.submit("rights", "two")
+    bed.until("rights", "two", waits)
+    bed.cluster.kubectl("-n", "rights", "delete", "tt", "two", "--timeout=60s")
+    assert "forbidden" not in operator.said()
+    assert operator.probe()[0] == 200
+
+    for role in [
+        each for each in rules() if each["kind"] == "ClusterRole" and each["metadata"]["name"].endswith(ACCOUNT)
+    ]:
+        for rule in role["rules"]:
+            rule["verbs"] = [verb for verb in rule["verbs"] if verb != "watch"]
+        bed.cluster.apply(role)
+    bed.cluster.restart("kube-apiserver")  # running watches were allowed when they began
+    bed.cluster.ready()
+    eventually(lambda: bed.submit("rights", "unseen") is None, "the API server takes it")
+
+    def unhealthy() -> str:
+        status, words = operator.probe()
+        return words if status in (0, 503) or operator.process.poll() is not None else ""
+
+    eventually(unhealthy, "the probe fails, or the process has ended", 60.0)
+    bed.cluster.kubectl(
+        "-n", "rights", "patch", "tt", "unseen", "--type=merge", "-p", '{"metadata":{"finalizers":null}}'
+    )
+
+
+def test_within_namespaces_it_needs_no_right_in_the_whole_cluster(bed: Any, kubeconfig: Any) -> None:
+    bed.namespace("mine", "alice", limit="5 TLK")
+    bed.namespace("yours", "alice")
+    path = kubeconfig("operator.watchNamespaces={mine}", "agents.enabled=false")
+    assert not [
+        each for each in rules("operator.watchNamespaces={mine}", "agents.enabled=false") if "Cluster" in each["kind"]
+    ]
+    operator = bed.operator("narrow", kubeconfig=path, resync_s=3.0, watch_nodes=False, watch_namespaces=["mine"])
+    bed.submit("mine", "seen")
+    bed.submit("yours", "unseen", model={"name": "yours"})
+    bed.until("mine", "seen", waits)
+    bed.until(NAMESPACE, "federation", lambda s: s.get("height"), kind="federation")
+    assert bed.status("yours", "unseen") == {}
+    eventually(lambda: operator.probe()[0] == 200, "it is healthy")
+    bed.cluster.kubectl("-n", "mine", "delete", "tt", "seen", "--timeout=60s")
+    bed.cluster.kubectl("-n", "yours", "delete", "tt", "unseen", "--timeout=60s")
+
+
+def turned_away() -> list[dict[str, Any]]:
+    """API priority and fairness: whatever the operator asks is answered with 429 by the real API server."""
+    level = {
+        "apiVersion": "flowcontrol.apiserver.k8s.io/v1",
+        "kind": "PriorityLevelConfiguration",
+        "metadata": {"name": "nobody"},
+        "spec": {
+            "type": "Limited",
+            "limited": {
+                "nominalConcurrencyShares": 0,
+                "lendablePercent": 0,
+                "borrowingLimitPercent": 0,
+                "limitResponse": {"type": "Reject"},
+            },
+        },
+    }
+    everything = {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": True}
+    account = {"kind": "ServiceAccount", "serviceAccount": {"name": ACCOUNT, "namespace": NAMESPACE}}
+    schema = {
+        "apiVersion": "flowcontrol.apiserver.k8s.io/v1",
+        "kind": "FlowSchema",
+        "metadata": {"name": "nobody"},
+        "spec": {
+            "matchingPrecedence": 1,
+            "priorityLevelConfiguration": {"name": "nobody"},
+            "rules": [{"subjects": [account], "resourceRules": [everything]}],
+        },
+    }
+    return [level, schema]
+
+
+def test_an_api_server_that_answers_429_costs_time_and_no_task(bed: Any, kubeconfig: Any) -> None:
+    bed.namespace("busy", "alice")
+    path = kubeconfig()
+    operator = bed.operator("busy", kubeconfig=path, resync_s=3.0)
+    eventually(lambda: operator.leads, "the operator leads")
+    bed.cluster.apply(*turned_away())
+    client = ["--kubeconfig", str(path), "get", "tt", "-A"]
+
+    def away() -> bool:
+        try:
+            run([kubectl(), *client])
+        except Failed as error:
+            return "too many requests" in str(error).lower()
+        return False
+
+    try:
+        eventually(away, "the operator's account is turned away")
+        bed.submit("busy", "late")
+        said = eventually(lambda: "429" in operator.said() or operator.process.poll() is not None, "it hears of it")
+        assert said
+        assert bed.status("busy", "late") == {}
+    finally:
+        bed.cluster.kubectl("delete", "flowschema,prioritylevelconfiguration", "nobody")
+    if operator.process.poll() is not None:  # it lost its Lease; kubelet would start it again
+        bed.operator("busy", kubeconfig=path, resync_s=3.0)
+    bed.until("busy", "late", waits)
+    assert len([each for each in bed.on_ledger("alice") if each.spec.name == "late"]) == 1
+    bed.cluster.kubectl("-n", "busy", "delete", "tt", "late", "--timeout=60s")
