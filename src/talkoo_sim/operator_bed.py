@@ -31,7 +31,7 @@ from talkoo_sim.ports import free_port
 
 ORGANIZATION, RELEASE, NAMESPACE = "north", "talkoo", "talkoo"
 CRDS = ROOT / "helm" / "talkoo" / "crd-files"
-START_S, STOP_S, PATIENCE_S = 180.0, 30.0, 90.0
+START_S, STOP_S, PATIENCE_S = 180.0, 30.0, 180.0
 POLL_S = 0.1
 MIB = 1 << 20
 PROGRAM = """
@@ -224,11 +224,17 @@ def account_secret(namespace: str, key: bytes) -> dict[str, Any]:
 class Bed:
     """What a test speaks with. Its federation has no nodes: tasks wait there, and nobody trains them."""
 
-    def __init__(self, cluster: Cluster, federation: LocalFederation, folder: Path) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        federation: LocalFederation,
+        folder: Path,
+        operators: list[OperatorProcess] | None = None,
+    ) -> None:
         self.cluster = cluster
         self.federation = federation
         self.folder = folder
-        self.operators: list[OperatorProcess] = []
+        self.operators: list[OperatorProcess] = [] if operators is None else operators
 
     def operator(self, name: str, **more: Any) -> OperatorProcess:
         kubeconfig = more.pop("kubeconfig", self.cluster.layout.kubeconfig)
@@ -270,7 +276,7 @@ class Bed:
 
         seen: list[dict[str, Any]] = []
         try:
-            return dict(eventually(look, f"{namespace}/{name}", more.get("patience_s", 90.0)))
+            return dict(eventually(look, f"{namespace}/{name}", more.get("patience_s", PATIENCE_S)))
         except TalkooError as error:
             logs = "\n".join(each.said()[-3000:] for each in self.operators)
             raise AssertionError(f"{error}; last seen: {seen[-1] if seen else None}\n{logs}") from None

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from talkoo_sim.cluster.cluster import Cluster
-from talkoo_sim.operator_bed import NAMESPACE, Bed, LocalFederation, install_crds, make_namespace
+from talkoo_sim.operator_bed import (
+    NAMESPACE,
+    Bed,
+    LocalFederation,
+    OperatorProcess,
+    eventually,
+    install_crds,
+    make_namespace,
+)
 
 
 @pytest.fixture(scope="session")
@@ -28,11 +36,39 @@ def api_server(control_plane: Cluster) -> Cluster:
     return control_plane
 
 
+@pytest.fixture(scope="session")
+def standing() -> Iterator[list[OperatorProcess]]:
+    """The operator of all tests that do not kill theirs: starting one takes longer than what they do with it."""
+    made: list[OperatorProcess] = []
+    yield made
+    for each in made:
+        each.stop()
+
+
 @pytest.fixture
-def bed(api_server: Cluster, federation: LocalFederation, tmp_path: Path) -> Iterator[Bed]:
-    """Operators of a test end with it, and its namespaces are let go by another."""
-    made = Bed(api_server, federation, tmp_path)
+def bed(
+    api_server: Cluster, federation: LocalFederation, tmp_path: Path, standing: list[OperatorProcess]
+) -> Iterator[Bed]:
+    """No operator runs but those that the test starts, and they end with it."""
+    made = Bed(api_server, federation, tmp_path, standing)
+    made.stop_operators()
     try:
         yield made
     finally:
         made.stop_operators()
+
+
+@pytest.fixture
+def space(
+    api_server: Cluster,
+    federation: LocalFederation,
+    tmp_path_factory: pytest.TempPathFactory,
+    standing: list[OperatorProcess],
+) -> Bed:
+    """With an operator that leads."""
+    made = Bed(api_server, federation, tmp_path_factory.mktemp("standing"), standing)
+    if not standing or standing[0].process.poll() is not None:
+        standing.clear()
+        made.operator("standing", resync_s=5.0)
+    eventually(lambda: standing[0].leads, "the operator leads")
+    return made

@@ -10,7 +10,7 @@ import pytest
 from talkoo_sim.dying_operator import POINTS
 from talkoo_sim.operator_bed import eventually, make_namespace
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.timeout(900)]
 SPACE = "crashes"
 LEASE_S = 15.0
 """As `talkoo_operator.leading` says."""
@@ -106,3 +106,23 @@ def test_a_namespace_that_goes_takes_its_tasks_along(bed: Any) -> None:
     bed.cluster.kubectl("delete", "namespace", "leaving", "--timeout=100s", timeout_s=110)
     gone = [each for each in bed.on_ledger("alice") if each.spec.name.startswith("goes-")]
     assert [(each.finished_height > 0, each.escrow_utlk) for each in gone] == [(True, 0)] * 3
+
+
+@pytest.mark.parametrize("ahead_s", [86_400, -86_400])
+def test_an_operator_whose_clock_is_a_day_off_keeps_deadlines_and_cancels_what_is_deleted(
+    bed: Any, ahead_s: int
+) -> None:
+    """By its own clock every deadline would have passed, and a deleted object would have waited long enough."""
+    bed.namespace(SPACE, "alice")
+    operator = bed.operator("skewed", module="talkoo_sim.skewed_operator", arguments=[str(ahead_s)])
+    eventually(lambda: operator.leads, "the operator leads")
+    long, short = f"long{ahead_s}", f"short{ahead_s}"
+    bed.submit(SPACE, long, deadlineSeconds=3600)
+    bed.submit(SPACE, short, deadlineSeconds=5)
+    status = bed.until(SPACE, short, lambda s: s.get("phase") == "Failed")
+    assert status["reason"] == "DeadlineExceeded"
+    assert status["finishedAt"][:10] == bed.get(SPACE, short)["metadata"]["creationTimestamp"][:10]
+    task_id = bed.until(SPACE, long, waits)["taskId"]
+    bed.cluster.kubectl("-n", SPACE, "delete", "tt", long, short, "--timeout=60s")
+    (task,) = [each for each in bed.on_ledger("alice") if each.id == task_id]
+    assert (task.finished_height > 0, task.escrow_utlk) == (True, 0)

@@ -10,18 +10,16 @@ import pytest
 
 from talkoo_sim.operator_bed import eventually
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.timeout(900)]
 SPACE = "life"
 
 
-@pytest.fixture
-def space(bed: Any) -> Iterator[Any]:
-    """A namespace of alice's, with an operator that leads; emptied afterwards."""
-    bed.namespace(SPACE, "alice")
-    operator = bed.operator("life", resync_s=5.0)
-    eventually(lambda: operator.leads, "the operator leads")
-    yield bed
-    bed.cluster.kubectl("-n", SPACE, "delete", "tt", "--all", "--timeout=60s")
+@pytest.fixture(name="space")
+def _space(space: Any) -> Iterator[Any]:
+    """A namespace of alice's, emptied afterwards."""
+    space.namespace(SPACE, "alice")
+    yield space
+    space.cluster.kubectl("-n", SPACE, "delete", "tt", "--all", "--timeout=100s", timeout_s=110.0)
 
 
 def conditions(status: dict[str, Any]) -> dict[str, tuple[str, str]]:

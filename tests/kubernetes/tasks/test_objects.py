@@ -18,6 +18,7 @@ from talkoo_core.signing import PrivateKey
 from talkoo_runtime.keys import address_of, new_key
 from talkoo_sim.operator_bed import NAMESPACE, eventually
 
+pytestmark = pytest.mark.timeout(900)
 SPACE = "objects"
 NOW = "2026-01-01T00:00:00Z"
 
@@ -31,13 +32,11 @@ def ready(status: dict[str, Any]) -> tuple[str, str]:
     return next(((c["status"], c["reason"]) for c in status.get("conditions", ()) if c["type"] == "Ready"), ("", ""))
 
 
-@pytest.fixture
-def space(bed: Any) -> Iterator[Any]:
-    bed.namespace(SPACE, "alice")
-    operator = bed.operator("objects", resync_s=5.0)
-    eventually(lambda: operator.leads, "the operator leads")
-    yield bed
-    bed.cluster.kubectl("-n", SPACE, "delete", "tt,tds", "--all", "--timeout=60s")
+@pytest.fixture(name="space")
+def _space(space: Any) -> Iterator[Any]:
+    space.namespace(SPACE, "alice")
+    yield space
+    space.cluster.kubectl("-n", SPACE, "delete", "tt,tds", "--all", "--timeout=100s", timeout_s=110.0)
 
 
 @pytest.mark.federation

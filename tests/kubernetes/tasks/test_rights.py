@@ -15,7 +15,7 @@ from talkoo_sim.cluster.commands import run
 from talkoo_sim.cluster.own_images import ROOT
 from talkoo_sim.operator_bed import NAMESPACE, RELEASE, eventually
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.timeout(900)]
 CHART, RULES = ROOT / "helm" / "talkoo", "templates/operator-rbac.yaml"
 ACCOUNT = f"{RELEASE}-operator"
 

@@ -10,21 +10,19 @@ import pytest
 
 from talkoo_sim.operator_bed import account_secret, eventually
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def spaces(bed: Any) -> Iterator[Any]:
+def spaces(space: Any) -> Iterator[Any]:
     """Namespaces of alice, of bob with a limit of 3 TLK, of carol with 10 TLK, and one that has no account."""
-    bed.namespace("of-alice", "alice")
-    bed.namespace("of-bob", "bob", limit="3 TLK")
-    bed.namespace("of-carol", "carol")
-    bed.namespace("of-nobody")
-    operator = bed.operator("tenants", resync_s=5.0)
-    eventually(lambda: operator.leads, "the operator leads")
-    yield bed
+    space.namespace("of-alice", "alice")
+    space.namespace("of-bob", "bob", limit="3 TLK")
+    space.namespace("of-carol", "carol")
+    space.namespace("of-nobody")
+    yield space
     for name in ("of-alice", "of-bob", "of-carol", "of-nobody"):
-        bed.cluster.kubectl("-n", name, "delete", "tt", "--all", "--timeout=60s")
+        space.cluster.kubectl("-n", name, "delete", "tt", "--all", "--timeout=100s", timeout_s=110.0)
 
 
 def waits(status: dict[str, Any]) -> bool:
