@@ -25,7 +25,7 @@ class Accounts:
         self._settings = settings
         self._clients: OrderedDict[str, AsyncClient] = OrderedDict()
         self.reader = self.client(None)
-        """For what needs no key."""
+        """For all that is only read. It would sign with the owner's key, and is never asked to."""
 
     def client(self, key: PrivateKey | None) -> AsyncClient:
         """A new client; without a key it only reads."""

@@ -82,3 +82,11 @@ async def test_what_is_missing_is_said_to_the_last_unit(example: Path) -> None:
     check_means(prepared, prepared.budget_utlk + 1000, "alice", params)
     with pytest.raises(InsufficientFunds, match=r"alice holds [0-9.]+999 TLK .*: 0.000001 TLK are missing"):
         check_means(prepared, prepared.budget_utlk + 999, "alice", params)
+
+
+async def test_a_dataset_of_a_cluster_is_asked_for_as_a_file_here(example: Path) -> None:
+    text = (example / "task.yaml").read_text().replace("path: digits.npz", "dataset: digits")
+    (example / "task.yaml").write_text(text)
+    assert read(example).data_set == "digits"
+    with pytest.raises(InvalidInput, match=r"spec\.data\.path is missing: a Dataset is found on a cluster only"):
+        await prepare(read(example), example, one)

@@ -53,6 +53,19 @@ def holds(status: dict[str, Any], kind: str) -> str:
     return next((c["status"] for c in status.get("conditions", ()) if c["type"] == kind), "")
 
 
+def queued(training: Bed) -> None:
+    """While all nodes are busy: another task is told when it may start, and the first one that there is no pause."""
+    training.submit(SPACE, "queued", nodes={"min": 3, "max": 3, "memory": "64Mi"})
+    waiting = training.until(SPACE, "queued", lambda s: "estimatedStart" in s)
+    assert waiting["reason"] == "WaitingForPlacement"
+    assert waiting["estimatedStart"] >= training.get(SPACE, "queued")["metadata"]["creationTimestamp"]
+    training.patch(SPACE, "digits", json.dumps({"spec": {"suspend": True}}))
+    suspended = training.until(SPACE, "digits", lambda s: holds(s, "Suspended") == "False")
+    assert "the ledger has no pause" in json.dumps(suspended["conditions"])
+    training.patch(SPACE, "digits", json.dumps({"spec": {"suspend": False}}))
+    training.cluster.kubectl("-n", SPACE, "delete", "tt", "queued", "--timeout=100s", timeout_s=110.0)
+
+
 def test_the_example_becomes_a_verified_model_and_its_status_is_true_on_the_way(training: Bed) -> None:
     training.cluster.kubectl("-n", SPACE, "apply", "-k", str(EXAMPLE))
     running = training.until(
@@ -64,6 +77,7 @@ def test_the_example_becomes_a_verified_model_and_its_status_is_true_on_the_way(
     assert running["progress"] == f"{100 * running['step'] // 240}%"
     assert float(running["loss"]) > 0
     assert running["estimatedEnd"] >= running["startedAt"]
+    queued(training)
     done = training.until(SPACE, "digits", lambda s: s.get("phase") == "Succeeded", patience_s=PATIENCE_S)
     assert (holds(done, "Verified"), holds(done, "Succeeded"), holds(done, "Running")) == ("True", "True", "False")
     assert done["tokens"]["escrowed"] == "0.0 TLK"
