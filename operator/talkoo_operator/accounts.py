@@ -11,19 +11,20 @@ from talkoo_core.signing import PrivateKey
 from talkoo_operator.api import KubernetesApi
 from talkoo_operator.identity import ACCOUNT_FILE, ACCOUNT_SECRET
 from talkoo_operator.settings import OperatorSettings
-from talkoo_runtime.keys import key_of_document
+from talkoo_runtime.keys import address_of, key_of_document
 
 MAX_CLIENTS = 256
 """Connections kept; the least recently used are closed beyond."""
 
 
 class Accounts:
-    """Clients of the gateway, one for each namespace's key: it owns the key's nonces."""
+    """Clients of the gateway, one for each namespace and key: it owns the key's nonces."""
 
     def __init__(self, api: KubernetesApi, settings: OperatorSettings) -> None:
         self._api = api
         self._settings = settings
-        self._clients: OrderedDict[str, AsyncClient] = OrderedDict()
+        self._clients: OrderedDict[tuple[str, str], AsyncClient] = OrderedDict()
+        """By namespace and address."""
         self.reader = self.client(None)
         """For all that is only read. It would sign with the owner's key, and is never asked to."""
 
@@ -43,24 +44,19 @@ class Accounts:
     async def of(self, namespace: str) -> AsyncClient:
         """With the key that the namespace's Secret has now. Raises NotFound where it has none."""
         key = await self._key(namespace)
-        known = self._clients.get(namespace)
-        if known is None or known.key.public.raw != key.public.raw:
-            if known is not None:
-                await known.close()
-            known = self.client(key)
-            self._clients[namespace] = known
+        place = (namespace, address_of(key))
+        known = self._clients.get(place)
+        if known is None:
+            known = self._clients[place] = self.client(key)
             if len(self._clients) > MAX_CLIENTS:
                 _, oldest = self._clients.popitem(last=False)
                 await oldest.close()
-        self._clients.move_to_end(namespace)
+        self._clients.move_to_end(place)
         return known
 
     async def owner_of(self, namespace: str, address: str) -> AsyncClient:
-        """Whoever paid for a task: a namespace that is being deleted may have lost its Secret before its tasks."""
-        known = self._clients.get(namespace)
-        if known is not None and known.address == address:
-            return known
-        return await self.of(namespace)
+        """Whoever paid for a task: its Secret may be gone before it, with its namespace, or hold another key by now."""
+        return self._clients.get((namespace, address)) or await self.of(namespace)
 
     async def close(self) -> None:
         for client in (self.reader, *self._clients.values()):

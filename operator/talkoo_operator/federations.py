@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
@@ -27,7 +28,7 @@ from talkoo_operator.status import MAX_MESSAGE, timestamp, with_condition
 log = logging.getLogger(__name__)
 NAME = "federation"
 """A namespace has one at most, and the operator looks after the one in its own."""
-REVIEW_S, RETRY_S = 15.0, 5.0
+REVIEW_S = 10.0
 LAGGING_S = 60.0
 """A ledger whose newest block is older does not go on."""
 Object = dict[str, Any]
@@ -63,6 +64,7 @@ class FederationController:
         self._now = now
         self._limits = limits
         self._objects = Objects(api, FEDERATIONS, "Federation", now)
+        self._generation, self._looked_at = -1, float("-inf")
 
     async def work(self, key: Key) -> float | None:
         federation = await self._objects.read(key)
@@ -71,9 +73,14 @@ class FederationController:
             if ours:
                 self._limits.default_utlk = None
             return await self._not_ours(federation)
+        generation = federation["metadata"]["generation"]
+        left_s = self._looked_at + REVIEW_S - time.monotonic()
+        if generation == self._generation and left_s > 0:
+            return left_s  # our own write woke us: each look finds a new block, and would write again
+        self._generation, self._looked_at = generation, time.monotonic()
         limit = federation.get("spec", {}).get("spendLimit")
         self._limits.default_utlk = None if limit is None else parse_tlk(limit)
-        status, pause_s = dict(federation.get("status", {})), REVIEW_S
+        status = dict(federation.get("status", {}))
         try:
             status |= await self._look()
             lag_s = int(status["lagSeconds"])
@@ -84,12 +91,12 @@ class FederationController:
             if error.code == API_SERVER_AWAY:
                 raise
             status = self._ready(federation, status, None, "LedgerUnavailable", error.message)
-            pause_s = RETRY_S
         try:
             await self._objects.write(federation, status)
         except Outrun:
+            self._generation = -1
             return AT_ONCE_S
-        return pause_s
+        return REVIEW_S
 
     async def _not_ours(self, federation: Object | None) -> float | None:
         if federation is None:
