@@ -157,7 +157,9 @@ class FederationController:
                 "expires": timestamp(certificate.not_valid_after_utc.astimezone(UTC).timestamp()),
             }
             for name, path in files.items()
-            for certificate in x509.load_pem_x509_certificates(Path(path).read_bytes())
+            for certificate in x509.load_pem_x509_certificates(Path(path).read_bytes())[
+                : None if name == "trusted" else 1
+            ]
         ]
 
     def _ready(self, federation: Object, status: Object, holds: bool | None, reason: str, message: str) -> Object:
