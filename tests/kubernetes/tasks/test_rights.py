@@ -132,7 +132,7 @@ def turned_away() -> list[dict[str, Any]]:
         "kind": "FlowSchema",
         "metadata": {"name": "nobody"},
         "spec": {
-            "matchingPrecedence": 1,
+            "matchingPrecedence": 50,
             "priorityLevelConfiguration": {"name": "nobody"},
             "rules": [{"subjects": [account], "resourceRules": [everything]}],
         },
