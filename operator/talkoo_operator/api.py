@@ -79,6 +79,15 @@ class KubernetesApi:
             calls = [self.custom.list_cluster_custom_object(GROUP, VERSION, plural)]
         return [item for call in calls for item in (await called(call))["items"]]
 
+    async def task_keys(self, namespaces: tuple[str, ...]) -> list[tuple[str, str]]:
+        """Namespace and name of every TrainingTask in these namespaces, or in all."""
+        found = await self.objects(TASKS, namespaces)
+        return [(item["metadata"]["namespace"], item["metadata"]["name"]) for item in found]
+
+    async def node_names(self) -> list[str]:
+        """Of all GPUNodes."""
+        return [item["metadata"]["name"] for item in await self.nodes()]
+
     async def object(self, plural: str, namespace: str, name: str) -> Object:
         """One of our namespaced resources. Raises NotFound."""
         return await called(self.custom.get_namespaced_custom_object(GROUP, VERSION, namespace, plural, name))

@@ -112,9 +112,7 @@ async def _resync(
         await asyncio.sleep(settings.resync_s)
 
 
-async def _watch(
-    settings: OperatorSettings, watched: Sequence[Watched], probe: Probe, phases: Phases
-) -> None:
+async def _watch(settings: OperatorSettings, watched: Sequence[Watched], probe: Probe, phases: Phases) -> None:
     registry = kopf.OperatorRegistry()
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # else a line for every event of every object
 
