@@ -89,11 +89,13 @@ def test_a_task_outlives_the_operator_and_an_agent_that_are_killed_under_it(
     cluster = deployed.cluster
     task = yaml.safe_load((EXAMPLE / "task.yaml").read_text())
     task["metadata"]["name"] = "again"
-    task["spec"] |= {"seed": 11, "steps": 600, "stepsPerSegment": 30}
+    task["spec"] |= {"seed": 11, "steps": 480, "budget": "200 TLK"}
     cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(task))
 
     def status() -> dict[str, Any]:
-        return dict(cluster.get("trainingtask", "again").get("status", {}))
+        found = dict(cluster.get("trainingtask", "again").get("status", {}))
+        assert found.get("reason") not in ("InvalidSpec", "InsufficientFunds"), found
+        return found
 
     eventually(lambda: status().get("segments", {}).get("committed", 0) >= 2, "two segments are committed")
     task_id = status()["taskId"]
@@ -106,7 +108,7 @@ def test_a_task_outlives_the_operator_and_an_agent_that_are_killed_under_it(
     ended = status()
     assert ended["phase"] == "Succeeded", ended
     assert ended["taskId"] == task_id
-    assert ended["segments"]["accepted"] == ended["segments"]["total"] == 20
+    assert ended["segments"]["accepted"] == ended["segments"]["total"] == 16
     assert ended["attempt"] >= 1
     deployed.wait_ready()
 
