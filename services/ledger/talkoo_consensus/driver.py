@@ -187,6 +187,13 @@ class Driver:
             return self._votes.holds(vote)
         return VoteReceived(vote) in self._held
 
+    def has_quorum_of_any(self, round_: int, type_: SignedType) -> bool:
+        """Whether 2f+1 have voted in a round of the current height, for whatever."""
+        return self._votes.has_quorum_of_any(round_, type_)
+
+    def all_voted(self, round_: int, type_: SignedType) -> bool:
+        return self._votes.all_voted(round_, type_)
+
     def transcript(self) -> tuple[Vote, ...]:
         """Every vote of a height in which a round failed: who locked and what allowed later votes can be told from them
         (`accountability`). Empty for other heights, whose commit says all."""

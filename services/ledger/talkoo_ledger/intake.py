@@ -16,6 +16,7 @@ from talkoo_consensus.driver import Driver
 from talkoo_consensus.encoding import block_id_of, decode_block, decode_proposal, decode_vote
 from talkoo_consensus.events import ProposalReceived, VoteReceived
 from talkoo_consensus.types import MAX_BLOCK_BYTES, Proposal, Vote
+from talkoo_consensus.validators import ValidatorSet
 from talkoo_consensus.verify import verify_proposal, verify_vote
 
 from talkoo_core.errors import Exhausted, InvalidInput
@@ -145,10 +146,7 @@ class Intake:
         vote, height = decode_vote(raw), self._driver.height
         if vote.height not in (height, height + 1) or self._is_known(vote):
             return None
-        validators = chain.validators if vote.height == chain.height else chain.next_validators
-        if vote.height == height and chain.last_height == vote.height:
-            validators = chain.last_validators  # a late precommit for the block just executed
-        found = validators.find(vote.validator_address)
+        found = self.validators_of(vote.height, chain).find(vote.validator_address)
         if found is None or found[0] != vote.validator_index:
             raise PeerTrouble(f"a vote of {vote.validator_address.hex()}, which is no validator of {vote.height}")
         if not verify_vote(vote, chain.chain_id, found[1]):
@@ -157,6 +155,12 @@ class Intake:
             self._verified.clear()
         self._verified[vote] = None
         return VoteReceived(vote)
+
+    def validators_of(self, height: int, chain: ChainState) -> ValidatorSet:
+        """Of a vote of the height under way or the next."""
+        if height == self._driver.height and chain.last_height == height:
+            return chain.last_validators  # a late precommit for the block just executed
+        return chain.validators if height == chain.height else chain.next_validators
 
     def _is_known(self, vote: Vote) -> bool:
         """Whether the driver has heard it. What it had no room for then it is offered again in another round."""

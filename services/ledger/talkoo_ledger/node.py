@@ -51,6 +51,7 @@ from talkoo_consensus.types import Block, BlockId, Commit, Vote
 
 from talkoo_core.errors import Internal, InvalidInput, TalkooError
 from talkoo_ledger.catching_up import Adopted, CatchingUp, Fetched
+from talkoo_ledger.collecting import Collecting, OwnVote, PassOn, Unheard
 from talkoo_ledger.conversation import Conversation, FromPeer
 from talkoo_ledger.divergence import Diverged, explained
 from talkoo_ledger.executor import Executor
@@ -70,6 +71,8 @@ BATCH = 256
 TICK_S = 0.25
 TICK_PEERS = 4
 """With more peers than this the ticks are rarer."""
+SILENT_TICKS = 4
+"""In a crowd no new height is told by itself; at least every so many ticks we tell where we stand."""
 PROPOSE_TIMEOUT_MS = 3_000
 PROPOSE_SPARE_MS = 2_000
 """The others wait at least so long beyond the pause of an idle proposer before they give it up."""
@@ -83,7 +86,7 @@ class BuildNow:
     round: int
 
 
-Item: TypeAlias = FromPeer | Fetched | Adopted | BuildNow | TimeoutElapsed
+Item: TypeAlias = FromPeer | Fetched | Adopted | BuildNow | TimeoutElapsed | PassOn | Unheard
 
 
 class Node:
@@ -118,8 +121,9 @@ class Node:
         self._inbox: deque[Item] = deque()
         self._bell = asyncio.Event()
         self._intake = Intake(self.driver, clock)
+        self._collecting = Collecting(self.mesh, self.driver, self._later)
         self._events: deque[Event] = deque()
-        self._outgoing: list[service_pb2.PeerMessage] = []
+        self._outgoing: list[service_pb2.PeerMessage | OwnVote] = []
         self._timers: list[asyncio.TimerHandle] = []
         self._building: BuildValue | None = None
         self._build_timer_ms = 0
@@ -209,6 +213,8 @@ class Node:
             case TimeoutElapsed():
                 if item.height == self.driver.height:
                     self._feed(item)
+            case PassOn() | Unheard():
+                self._collecting.take(item)
 
     def _feed(self, event: Event) -> None:
         """Log an input, step, carry out; events that follow from it come after, in order."""
@@ -231,9 +237,16 @@ class Node:
         if self._signer.unsynced:
             self._wal.sync()
             self._signer.sync()
+        self._depart()
+
+    def _depart(self) -> None:
         messages, self._outgoing = self._outgoing, []
         for message in messages:
-            self.mesh.send_all(message)
+            if isinstance(message, OwnVote):
+                self._collecting.send(message)
+            else:
+                self.mesh.send_all(message)
+        self._collecting.pass_on_what_is_due()
 
     def _put(self, item: Item) -> None:
         self._inbox.append(item)
@@ -322,7 +335,8 @@ class Node:
         except DoubleSignRefused as error:
             log.info("%s", error)
             return
-        self._outgoing.append(service_pb2.PeerMessage(vote=encode_vote(signed)))
+        proposer = self.chain.validators.proposer_of_round(signed.round)
+        self._outgoing.append(OwnVote(signed, self.peers.organization_of(proposer.address)))
         self._feed(VoteReceived(signed))
 
     def _execute(self, round_: int, block_id: BlockId, block: Block, commit: Commit) -> None:
@@ -346,7 +360,9 @@ class Node:
         self._wal.begin(self.chain.height)
         self._logged = frozenset()
         self._feed(StartHeight(self.chain.height, self.chain.validators, commit))
-        self._outgoing.append(self._round_step())
+        self._collecting.height_began()
+        if not self.mesh.crowded:
+            self._outgoing.append(self._round_step())
 
     def _halted(self) -> bool:
         """Whether the federation agreed to stop at this block; it is still served, nothing more is signed."""
@@ -374,7 +390,7 @@ class Node:
         if kind == "vote":
             voted = self._intake.vote(message.vote, self.chain)
             if voted is not None:
-                self.mesh.relay(organization, self.peers.organization_of(voted.vote.validator_address), message)
+                self._spread(organization, voted.vote, message)
             return voted
         if kind == "block":
             return self._peer_block(organization, message.block)
@@ -388,6 +404,16 @@ class Node:
             raise PeerTrouble("nothing this node knows; it may be of a newer version")
         return None
 
+    def _spread(self, organization: str, vote: Vote, message: service_pb2.PeerMessage) -> None:
+        """A new vote of a peer: gathered where it is ours to pass on, else told to those who cannot have heard it."""
+        origin = self.peers.organization_of(vote.validator_address)
+        if organization == origin and self._collecting.may_collect(vote):
+            validators = self._intake.validators_of(vote.height, self.chain)
+            if validators.proposer_of_round(vote.round).address == self._address:
+                self._collecting.gather(organization, origin, vote, message)
+                return
+        self.mesh.relay(organization, origin, message)
+
     def _peer_block(self, organization: str, data: service_pb2.BlockData) -> ProposalReceived | None:
         proposed = self._intake.block(organization, data, self.chain)
         if proposed is not None and self._intake.is_new(proposed):
@@ -397,11 +423,14 @@ class Node:
         return proposed
 
     def _peer_step(self, organization: str, step: service_pb2.RoundStep) -> None:
-        """A peer that stands still at our height lacks something: it gets everything of the height again."""
+        """A peer that stands still at our height lacks something: it gets everything of the height again. One that is
+        behind hears where we are."""
         if self.peers.stands_still(organization, step) and step.height == self.driver.height:
             self._flush()
             for message in self._height_messages():
                 self.mesh.send(organization, message)
+        elif self.mesh.crowded and step.height < self.driver.height:
+            self.mesh.send(organization, self._round_step())
 
     def _opening(self) -> Iterator[service_pb2.PeerMessage]:
         yield from self._height_messages()
@@ -431,10 +460,13 @@ class Node:
 
     async def tick(self) -> None:
         """Tell the peers where we stand, when no new height has told them. Forever."""
+        silent = 0
         while True:
             height = self.driver.height
             await asyncio.sleep(TICK_S * max(1.0, len(self.mesh.streams) / TICK_PEERS))
-            if self.driver.height == height:
+            silent += 1
+            if self.driver.height == height or (self.mesh.crowded and silent >= SILENT_TICKS):
+                silent = 0
                 self.mesh.send_all(self._round_step())
 
     # -- transactions ------------------------------------------------------------------------------------------------

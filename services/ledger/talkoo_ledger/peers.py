@@ -40,6 +40,8 @@ HELLO_TIMEOUT_S = 10.0
 ANNOUNCE_AFTER_S = 0.05
 """Changes of our connections are gathered for so long before peers hear of them."""
 MAX_NEIGHBOURS = 1_024
+CROWD_PEERS = 8
+"""With more peers than this votes go by way of a collector (`collecting`)."""
 RELAYS = 2
 """Of those between two members that cannot reach each other, so many pass each message on."""
 SECOND_STREAM_PAUSE_S = 1.0
@@ -106,6 +108,22 @@ class Mesh:
         for stream in self._passed_on_to(source, origin):
             for message in messages:
                 stream.send(message)
+
+    def pass_on(self, source: str, origin: str, message: service_pb2.PeerMessage) -> None:
+        """What was given to us to be told to everybody."""
+        for name, stream in self.streams.items():
+            if name not in (source, origin):
+                stream.send(message)
+
+    @property
+    def crowded(self) -> bool:
+        return len(self.streams) > CROWD_PEERS
+
+    def spreads(self, organization: str) -> bool:
+        """Whether everybody whom we can tell something can hear it of this peer, as far as they have said."""
+        if organization not in self.streams:
+            return False
+        return all(name == organization or organization in each.neighbours for name, each in self.streams.items())
 
     def reaches(self, organization: str) -> bool:
         """Whether what it says can come here, straight or through a neighbour."""

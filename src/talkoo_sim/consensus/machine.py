@@ -17,15 +17,17 @@ from typing import Any, Protocol, cast
 from talkoo_api.ledger.v1 import service_pb2
 from talkoo_consensus.chain import ChainState, advance
 from talkoo_consensus.driver import Driver, Event, Timeouts, VoteReceived
-from talkoo_consensus.encoding import decode_evidence
+from talkoo_consensus.encoding import decode_evidence, decode_vote
 from talkoo_consensus.evidence import EvidenceParams, EvidencePool, PastHeight
 from talkoo_consensus.types import EMPTY_COMMIT, Block, BlockId, Commit, DuplicateVoteEvidence, Vote
 from talkoo_consensus.validators import ValidatorSet
 from talkoo_ledger.catching_up import CatchingUp, Fetched
+from talkoo_ledger.collecting import Collecting
 from talkoo_ledger.conversation import MAX_HEIGHT, STALLED_TICKS, FromPeer
 from talkoo_ledger.intake import Intake, PeerTrouble
 from talkoo_ledger.node import BATCH, Item, Node
 from talkoo_ledger.offences import Offences
+from talkoo_ledger.peers import CROWD_PEERS
 from talkoo_ledger.sign_state import Signer
 from talkoo_ledger.sync import Decided
 from talkoo_ledger.wal import WriteAheadLog
@@ -151,7 +153,31 @@ class Mesh:
             self.outside.send(self.machine.index, target, message)
 
     def send(self, name: str, message: service_pb2.PeerMessage) -> None:
+        if self.crowded and self._is_own_vote(message):
+            self.outside.says(self.machine.index, message)
         self.outside.send(self.machine.index, index_of(name), message)
+
+    def pass_on(self, source: str, origin: str, message: service_pb2.PeerMessage) -> None:
+        for target in self.others:
+            if organization(target) not in (source, origin):
+                self.send(organization(target), message)
+
+    @property
+    def own(self) -> str:
+        return self.machine.organization
+
+    @property
+    def crowded(self) -> bool:
+        return len(self.others) > CROWD_PEERS
+
+    def spreads(self, name: str) -> bool:
+        """Everybody is linked to everybody; a link that is cut is not known at once."""
+        return self.reaches(name)
+
+    def _is_own_vote(self, message: service_pb2.PeerMessage) -> bool:
+        if message.WhichOneof("message") != "vote":
+            return False
+        return decode_vote(message.vote).validator_address == self.machine.key.public.address
 
     def relay(self, source: str, origin: str, *messages: service_pb2.PeerMessage) -> None:
         """In a full mesh nobody relays; what the network loses is sent again to peers that stand still."""
@@ -327,6 +353,7 @@ class Replica(Node):
         self._inbox = deque()
         self._bell = cast("Any", SimpleNamespace(set=lambda: None))
         self._intake = Intake(self.driver, machine.clock)
+        self._collecting = Collecting(mesh, self.driver, self._later)
         self._events = deque()
         self._outgoing = []
         self._timers = []
@@ -365,6 +392,11 @@ class Replica(Node):
 
     def step_message(self) -> service_pb2.PeerMessage:
         return self._round_step()
+
+    def _depart(self) -> None:
+        if self._outgoing and self.mesh.crowded:
+            self.machine.fuse.point("before sending")
+        super()._depart()
 
     def _feed(self, event: Event) -> None:
         if isinstance(event, VoteReceived):

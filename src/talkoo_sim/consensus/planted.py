@@ -49,9 +49,7 @@ def _future_polka(self: Driver, event: ProposalReceived) -> Iterator[Input]:
 
 
 def _send_first(self: Node) -> None:
-    messages, self._outgoing = self._outgoing, []
-    for message in messages:
-        self.mesh.send_all(message)
+    self._depart()
     if self._signer.unsynced:
         self._wal.sync()
         self._signer.sync()
