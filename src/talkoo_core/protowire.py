@@ -86,20 +86,29 @@ class Fields:
     def __init__(self, data: bytes, what: str, wire_types: Mapping[int, int]) -> None:
         self.what = what
         self._values: dict[int, list[int | bytes]] = {}
-        at = 0
-        while at < len(data):
-            tag, at = _read_varint(data, at, what)
+        at, end = 0, len(data)
+        while at < end:
+            tag, at = (data[at], at + 1) if data[at] < 0x80 else _read_varint(data, at, what)
             number, wire_type = tag >> 3, tag & 7
             if wire_types.get(number) != wire_type:
                 raise _corrupt(what, f"it has no field {number} of wire type {wire_type}")
             value: int | bytes
-            value, at = _read_varint(data, at, what) if wire_type != FIXED64 else (8, at)
+            if wire_type == FIXED64:
+                value = 8
+            elif at < end and data[at] < 0x80:
+                value, at = data[at], at + 1
+            else:
+                value, at = _read_varint(data, at, what)
             if wire_type != VARINT:
                 length = int(value)
-                if length > len(data) - at:
+                if length > end - at:
                     raise _corrupt(what, f"field {number} ends beyond them")
                 value, at = data[at : at + length], at + length
-            self._values.setdefault(number, []).append(value)
+            held = self._values.get(number)
+            if held is None:
+                self._values[number] = [value]
+            else:
+                held.append(value)
 
     def fail(self, why: str) -> Corrupt:
         return _corrupt(self.what, why)

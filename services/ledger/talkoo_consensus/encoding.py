@@ -48,6 +48,8 @@ from talkoo_core.signing import ADDRESS_BYTES, SIGNATURE_BYTES
 PART_BYTES: Final = 65_536
 BLOCKS_REMEMBERED: Final = 4
 """A block is encoded for its id, its proposal, the log and the store, all within a moment."""
+BLOCK_IDS_REMEMBERED: Final = 64
+"""All votes of a round name the same one or two."""
 EMPTY_EVIDENCE_HASH: Final = merkle.EMPTY_ROOT
 _INT32_MAX: Final = 2**31 - 1
 _INT64_MAX: Final = 2**63 - 1
@@ -73,11 +75,13 @@ def _decode_time(data: bytes) -> int:
     return seconds * 10**9 + fields.integer(2, lowest=0, highest=10**9 - 1)
 
 
+@lru_cache(maxsize=BLOCK_IDS_REMEMBERED)
 def encode_block_id(block_id: BlockId) -> bytes:
     parts = int_field(1, block_id.part_set_total) + bytes_field(2, block_id.part_set_hash)
     return bytes_field(1, block_id.hash) + message_field(2, parts)
 
 
+@lru_cache(maxsize=BLOCK_IDS_REMEMBERED)
 def _decode_block_id(data: bytes) -> BlockId:
     fields = Fields(data, "block id", {1: BYTES, 2: BYTES})
     parts = Fields(fields.message(2), "part set header", {1: VARINT, 2: BYTES})

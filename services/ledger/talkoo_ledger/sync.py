@@ -26,6 +26,8 @@ from talkoo_ledger.peers import Mesh
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.25
+LOOK_PEERS = 4
+"""With more peers than this a block takes longer to be decided by all, and is looked for more rarely."""
 FAR_BEHIND = 2
 """Heights; one that is less far behind is likely to get there by itself, and fetches only when it stands still."""
 WINDOWS = 4
@@ -153,7 +155,7 @@ class BlockSync:
     async def run(self) -> None:
         """Look whether peers are ahead, and fetch what they have decided. Forever."""
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(LOOK_EVERY_S * max(1.0, len(self._node.mesh.streams) / LOOK_PEERS))
             height = self._node.next_height()
             stood_still, self._height_before = height == self._height_before, height
             behind = max((head.decided + 1 - height for head in self._node.heads().values()), default=0)
