@@ -129,7 +129,7 @@ class Node:
         self._build_timer_ms = 0
         """The interval that a pending BuildNow waits for; 0: none is pending."""
         self._offences = Offences(executor, self.mesh, address)
-        self._gossip = Gossip(mempool, self.mesh, self._bell.set, self.work_arrived)
+        self._gossip = Gossip(mempool, self.mesh, lambda: self.driver.height, self._bell.set, self.work_arrived)
         self._logged: frozenset[Event] = frozenset()
         self._failed = False
 
@@ -200,7 +200,7 @@ class Node:
     def _take(self, item: Item) -> None:
         match item:
             case FromPeer(organization, message) if message.WhichOneof("message") == "txs":
-                self._gossip.arrived(organization, list(message.txs.txs), partial(self.peers.taken, item))
+                self._gossip.arrived(organization, message.txs, partial(self.peers.taken, item))
             case FromPeer(organization, message):
                 self.peers.taken(item)
                 self._from_peer(organization, message)

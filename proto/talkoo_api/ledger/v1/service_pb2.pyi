@@ -850,16 +850,20 @@ class TxBatch(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TXS_FIELD_NUMBER: _builtins.int
+    PASS_ON_FIELD_NUMBER: _builtins.int
+    pass_on: _builtins.bool
+    """The receiver is asked to tell everybody, with what others give it meanwhile."""
     @_builtins.property
     def txs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
         self,
         *,
         txs: _abc.Iterable[_builtins.bytes] | None = ...,
+        pass_on: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["txs", b"txs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pass_on", b"pass_on", "txs", b"txs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
