@@ -40,7 +40,10 @@ from talkoo_sim.ledger_chain import key_of, make_genesis
 from talkoo_sim.ports import free_ports
 
 FEDERATION = "talkoo-test"
-DEADLINE_S = 40.0
+DEADLINE_S = 90.0
+"""Much more than anything here takes; only a machine that is busy with other things comes near it."""
+END_S = 60.0
+"""For a process to end once it was told to."""
 LOOK_EVERY_S = 0.05
 
 
@@ -136,7 +139,7 @@ class Ledgers:
         for name in names:
             self.processes[name].send_signal(how)
         for name in names:
-            self.processes.pop(name).wait(10)
+            self.processes.pop(name).wait(END_S)
 
     def log(self, name: str) -> str:
         return (self.folder / name / "log.txt").read_text()
@@ -188,4 +191,4 @@ class Ledgers:
         for process in self.processes.values():
             process.kill()
         for process in self.processes.values():
-            process.wait(10)
+            process.wait(END_S)

@@ -22,9 +22,9 @@ from talkoo_runtime.transactions import sign_transaction
 from talkoo_sim.ledger_chain import CHAIN_ID, address, key_of
 
 FEE_UTLK = 1_000
-DEADLINE_S = 40.0
+DEADLINE_S = 90.0
 LOOK_EVERY_S = 0.1
-CALL_TIMEOUT_S = 20.0
+CALL_TIMEOUT_S = 60.0
 
 
 @dataclass

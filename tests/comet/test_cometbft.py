@@ -41,6 +41,8 @@ from talkoo_sim.ledger_processes import Ledgers
 Federation = Callable[..., CometLedgers]
 KILLS = int(os.environ.get("TALKOO_COMET_KILLS", "4"))
 """How often processes are killed in one test; more for a longer run."""
+CALL_S = 60.0
+"""For one call or the end of a process, on a machine that is busy with other things."""
 
 
 def timeless_genesis() -> Genesis:
@@ -61,7 +63,7 @@ def transfers(genesis: Genesis, count: int, fee_utlk: int, first: int = 0, sende
 async def send(ledgers: Ledgers, name: str, txs: list[bytes]) -> None:
     """All of them are taken."""
     stub = service_pb2_grpc.LedgerStub(ledgers.channel(name))  # type: ignore[no-untyped-call]
-    response = await stub.BroadcastMany(service_pb2.BroadcastManyRequest(txs=txs), wait_for_ready=True, timeout=30)
+    response = await stub.BroadcastMany(service_pb2.BroadcastManyRequest(txs=txs), wait_for_ready=True, timeout=CALL_S)
     assert not response.refused, response.refused[0]
 
 
@@ -71,7 +73,7 @@ async def final(ledgers: Ledgers, name: str, txs: list[bytes]) -> list[service_p
     for tx in txs:
         tx_hash = transaction_hash(tx)
         results.append(
-            await ledgers.eventually(lambda h=tx_hash: client.wait_tx(h, timeout_s=5), f"{name} knows a result")
+            await ledgers.eventually(lambda h=tx_hash: client.wait_tx(h, timeout_s=20), f"{name} knows a result")
         )
     return results
 
@@ -90,7 +92,7 @@ def replayed(genesis: Genesis, folder: Path, blocks: list[service_pb2.RawBlock])
 
 
 def rpc(ledgers: CometLedgers, name: str, call: str) -> Any:
-    with urllib.request.urlopen(f"{ledgers.rpc_url(name)}/{call}", timeout=10) as response:
+    with urllib.request.urlopen(f"{ledgers.rpc_url(name)}/{call}", timeout=CALL_S) as response:
         return json.load(response)["result"]
 
 
@@ -256,7 +258,7 @@ async def test_a_double_vote_that_cometbft_proves_is_punished_by_the_ledger(
         "params": {"evidence": evidence_document(evidence)},
     }
     request = urllib.request.Request(ledgers.rpc_url("north"), json.dumps(told).encode(), method="POST")
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=CALL_S) as response:
         assert "error" not in json.load(response)
 
     async def powerless() -> bool:
@@ -347,7 +349,7 @@ async def test_a_chain_of_our_own_engine_goes_on_under_cometbft(federation: Fede
     ledgers.stop("west", how=signal.SIGTERM)
     ledgers.write_settings("west", engine="embedded")
     ledgers.start("west")
-    assert ledgers.processes["west"].wait(20) != 0
+    assert ledgers.processes["west"].wait(CALL_S) != 0
     assert "cannot go on from them" in ledgers.log("west")
 
     shutil.rmtree(ledgers.state_folder("west"))

@@ -101,12 +101,11 @@ FOUND_AT = {
     "send-before-sync": 22,
     "ignore-lock": 60,
     "old-polka": 60,
+    "other-polka": 60,
     "forget-valid": 73,
     "skip-for-anybody": 504,
 }
 """The first seed of four validators that each mistake breaks. Other events, other seeds: `--plant` finds them anew."""
-NOT_FOUND = {"future-polka"}
-"""In a thousand seeds of four validators; docs/simulation.md says so, too."""
 NEAR = 12
 
 
@@ -120,4 +119,4 @@ def test_a_planted_mistake_is_found_within_a_thousand_seeds(mistake: str) -> Non
 
 
 def test_every_mistake_that_can_be_planted_is_looked_for() -> None:
-    assert set(FOUND_AT) | NOT_FOUND == set(MISTAKES)
+    assert set(FOUND_AT) == set(MISTAKES)

@@ -33,7 +33,7 @@ ALONE = "north"
 STRANGERS = ("stranger-1", "stranger-2", "stranger-3", "stranger-4")
 MOST_GROWTH_BYTES = 192 * 1024 * 1024
 MOST_LOG_BYTES = 16 * 1024 * 1024
-ANSWER_S = 20.0
+ANSWER_S = 60.0
 FENCE = 2**40
 """The number of the question that is answered when everything before it has been read."""
 SERVICE = "/talkoo_api.ledger.v1"

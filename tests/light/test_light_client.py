@@ -278,7 +278,7 @@ def test_an_address_that_is_none_is_refused() -> None:
 def talkoo(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "talkoo", "light", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=os.environ | {"HOME": str(home)}, check=False
+        command, capture_output=True, text=True, timeout=180, env=os.environ | {"HOME": str(home)}, check=False
     )
 
 

@@ -21,7 +21,7 @@ from talkoo_sim.ledger_processes import Ledgers
 from talkoo_sim.ports import free_ports
 from talkoo_sim.tampering_proxy import TamperingProxy
 
-COMMAND_S = 60.0
+COMMAND_S = 120.0
 AMOUNT_UTLK = 7_000_000
 
 

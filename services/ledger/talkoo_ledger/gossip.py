@@ -180,9 +180,14 @@ class Gossip:
             return ""
         term = self._height() // HUB_HEIGHTS
         names = (self._mesh.own, *self._mesh.streams)
-        hub = min(names, key=lambda name: hashlib.sha256(f"{term}\n{name}".encode()).digest())
+        hub = min(names, key=lambda name: draw_hub(term, name))
         doubted = self._doubted.get(hub, 0.0) > now_s
         return "" if hub == self._mesh.own or doubted or not self._mesh.spreads(hub) else hub
+
+
+def draw_hub(term: int, name: str) -> bytes:
+    """Rendezvous hashing: the lowest is the hub of the term, for all who know the same members."""
+    return hashlib.sha256(f"{term}\n{name}".encode()).digest()
 
 
 def batches(txs: Iterable[bytes]) -> Iterator[service_pb2.PeerMessage]:

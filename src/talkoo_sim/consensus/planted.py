@@ -33,8 +33,9 @@ def _any_old_polka(_state: RoundState, _value: BlockId, _valid_round: int) -> bo
     return True
 
 
-def _future_polka(self: Driver, event: ProposalReceived) -> Iterator[Input]:
-    """A polka of any round from this one on counts as one of this round."""
+def _any_polka(self: Driver, event: ProposalReceived) -> Iterator[Input]:
+    """Prevotes of another round count as this one's. (Of later rounds alone nothing would follow: whoever hears so many
+    of them is in that round already.)"""
     value, pol_round = event.proposal.block_id, event.proposal.pol_round
     valid = self._verdicts[value]
     if valid is None:
@@ -43,8 +44,7 @@ def _future_polka(self: Driver, event: ProposalReceived) -> Iterator[Input]:
         yield FreshProposal(value, valid and event.timely)
     elif self._votes.has_quorum(pol_round, SignedType.PREVOTE, value):
         yield ProposalWithPolka(value, pol_round, valid)
-    later = (round_ for round_ in self._votes.rounds() if round_ >= self._state.round)
-    if valid and any(self._votes.has_quorum(round_, SignedType.PREVOTE, value) for round_ in later):
+    if valid and any(self._votes.has_quorum(round_, SignedType.PREVOTE, value) for round_ in self._votes.rounds()):
         yield PolkaValue(value)
 
 
@@ -77,7 +77,7 @@ class Mistake:
 MISTAKES: dict[str, Mistake] = {
     "ignore-lock": Mistake(round_machine, "_see_polka", _without_lock),
     "old-polka": Mistake(round_machine, "_may_unlock", _any_old_polka),
-    "future-polka": Mistake(Driver, "_proposal_inputs", _future_polka),
+    "other-polka": Mistake(Driver, "_proposal_inputs", _any_polka),
     "send-before-sync": Mistake(Node, "_flush", _send_first),
     "quorum-two-thirds": Mistake(votes, "is_quorum", _two_thirds),
     "quorum-one-third": Mistake(votes, "is_quorum", votes.is_one_honest),
