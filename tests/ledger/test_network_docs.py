@@ -11,7 +11,9 @@ from talkoo_ledger import (
     addresses,
     answers,
     asks,
+    collecting,
     conversation,
+    gossip,
     header_trust,
     intake,
     peers,
@@ -22,7 +24,20 @@ from talkoo_ledger import (
 from talkoo_ledger.settings import LedgerSettings
 
 DOCS = (Path(__file__).parents[2] / "docs" / "networking.md").read_text()
-MODULES = (addresses, answers, asks, conversation, header_trust, intake, peers, snapshot_sync, streams, sync)
+MODULES = (
+    addresses,
+    answers,
+    asks,
+    collecting,
+    conversation,
+    gossip,
+    header_trust,
+    intake,
+    peers,
+    snapshot_sync,
+    streams,
+    sync,
+)
 ELSEWHERE = {
     "MAX_HEIGHT",
     "MAX_ENDPOINT_LENGTH",
