@@ -183,7 +183,8 @@ class Ledgers:
     async def blocks(self, name: str) -> list[service_pb2.RawBlock]:
         """Every block of a node, with results."""
         stub = service_pb2_grpc.LedgerStub(self.channel(name))  # type: ignore[no-untyped-call]
-        return [raw async for raw in stub.Blocks(service_pb2.BlocksRequest(from_height=1))]
+        request = service_pb2.BlocksRequest(from_height=1)
+        return [raw async for raw in stub.Blocks(request, wait_for_ready=True, timeout=DEADLINE_S)]
 
     async def close(self) -> None:
         for channel in self.channels:

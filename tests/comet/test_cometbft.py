@@ -308,7 +308,7 @@ async def test_a_node_joins_by_state_sync_from_our_snapshots(federation: Federat
     theirs = {raw.height: raw.block for raw in await ledgers.blocks("north")}
     stub = service_pb2_grpc.LedgerStub(ledgers.channel("west"))  # type: ignore[no-untyped-call]
     request = service_pb2.BlocksRequest(from_height=height, to_height=height)
-    (last,) = [raw async for raw in stub.Blocks(request)]
+    (last,) = [raw async for raw in stub.Blocks(request, wait_for_ready=True, timeout=CALL_S)]
     assert last.block == theirs[height]
     assert (await ledgers.client("west").account(address("alice"))).nonce == 30
     assert (await ledgers.client("west").account(address("bob"))) == (

@@ -11,6 +11,7 @@ from talkoo_ledger.genesis import parse_genesis
 from talkoo_ledger.state import State
 
 from talkoo_core.errors import Corrupt, InvalidInput
+from talkoo_core.signing import PublicKey
 from talkoo_sim.ledger_chain import CHAIN_ID, LedgerChain, address, key_of, make_genesis, task_spec
 
 
@@ -31,6 +32,27 @@ def test_several_transactions_of_one_sender_wait_together(chain: LedgerChain) ->
     chain.block(pay(chain, 0), pay(chain, 1))
     assert check(pay(chain, 1)).error_code == "nonce_gap"  # the mempool checks anew what it still holds, in order
     assert check(pay(chain, 0)).code == 0
+
+
+def test_a_signature_is_computed_once_whatever_becomes_of_its_transaction(
+    chain: LedgerChain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it comes, in a proposal, in a block: a batch that was verified costs nothing again."""
+    computed = []
+    verify = PublicKey.verify
+
+    def counting(key: PublicKey, signature: bytes, message: bytes) -> bool:
+        computed.append(signature)
+        return verify(key, signature, message)
+
+    monkeypatch.setattr(PublicKey, "verify", counting)
+    txs = [pay(chain, ahead) for ahead in range(5)]
+    application = chain.application
+    assert all(application.check_tx(tx).code == 0 for tx in txs)
+    assert application.prepare_proposal(txs, 1 << 20) == txs
+    assert application.process_proposal(txs)
+    chain.block(*txs)
+    assert len(computed) == len(set(computed)) == len(txs)
 
 
 def test_waiting_fees_cannot_be_more_than_the_account_holds(chain: LedgerChain) -> None:
