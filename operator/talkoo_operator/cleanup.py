@@ -6,21 +6,18 @@ lives. Keys are money: they stay, unless it is said that they shall go.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
 import sys
 from collections.abc import Awaitable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 from kubernetes.aio import client
 
-from talkoo_core.errors import Conflict, NotFound, TalkooError, Unavailable
+from talkoo_core.errors import Conflict, NotFound, Unavailable
 from talkoo_operator.api import GROUP, MERGE_PATCH, NODES, TASKS, VERSION, KubernetesApi, called
+from talkoo_operator.once import run_once
 from talkoo_operator.plan import FINALIZER
-from talkoo_runtime.settings import load_settings
 
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.5
@@ -145,23 +142,11 @@ async def _gone(call: Awaitable[Any]) -> None:
         return
 
 
-async def _main(path: Path) -> None:
-    settings = load_settings(CleanupSettings, path, os.environ)
+async def _work(settings: CleanupSettings) -> None:
     async with KubernetesApi() as api:
         done = await Cleanup(api, settings).run()
     sys.stdout.write("\n".join(done) + "\n" if done else "there was nothing to take away\n")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m talkoo_operator.cleanup", description=__doc__)
-    parser.add_argument("--settings", type=Path, required=True, help="TOML file; docs/kubernetes.md explains it")
-    try:
-        asyncio.run(_main(parser.parse_args().settings))
-    except TalkooError as error:
-        sys.stderr.write(f"error: {error.message}\n")
-        return error.exit_status
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_once("talkoo_operator.cleanup", __doc__, CleanupSettings, _work))

@@ -7,26 +7,24 @@ cert-manager issues are left to it.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import datetime
 import json
-import os
 import secrets
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
 from talkoo.federation.beginning import ORGANIZATION_KEYS
-from talkoo_core.errors import Conflict, InvalidInput, NotFound, PermissionDenied, TalkooError, Unavailable
+from talkoo_core.errors import Conflict, InvalidInput, NotFound, PermissionDenied, Unavailable
 from talkoo_core.signing import PrivateKey
 from talkoo_operator.api import KubernetesApi, called
 from talkoo_operator.founding import CARD_FILE, Card, Founder, card_text, genesis_of, make_card, read_card, trust_of
 from talkoo_operator.issued import issued_authority, with_authority
+from talkoo_operator.once import run_once
 from talkoo_runtime.keys import key_document, key_of_document
 from talkoo_runtime.pki import (
     CERTIFICATE_FILE,
@@ -37,7 +35,6 @@ from talkoo_runtime.pki import (
     issue,
     needs_renewal,
 )
-from talkoo_runtime.settings import load_settings
 
 SERVED = ("ledger", "scheduler", "validator", "gateway", "etcd")
 """Roles with a server, whose certificates name their Services; the operator is a user of the gateway."""
@@ -283,8 +280,7 @@ def _rest_token() -> dict[str, bytes]:
     return {TOKEN_FILE: secrets.token_urlsafe(32).encode()}
 
 
-async def _main(path: Path) -> None:
-    settings = load_settings(IdentitySettings, path, os.environ)
+async def _work(settings: IdentitySettings) -> None:
     async with KubernetesApi() as api:
         made = await Identity(api, settings).ensure()
     sys.stdout.write("\n".join(made) + "\n" if made else "everything is there, and no certificate is near its end\n")
@@ -294,16 +290,5 @@ def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m talkoo_operator.identity", description=__doc__)
-    parser.add_argument("--settings", type=Path, required=True, help="TOML file; docs/kubernetes.md explains it")
-    try:
-        asyncio.run(_main(parser.parse_args().settings))
-    except TalkooError as error:
-        sys.stderr.write(f"error: {error.message}\n")
-        return error.exit_status
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_once("talkoo_operator.identity", __doc__, IdentitySettings, _work))

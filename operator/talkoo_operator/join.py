@@ -6,21 +6,19 @@ organization's operator signs.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
 import sys
 from pathlib import Path
 
 import msgspec
 
-from talkoo_core.errors import NotFound, TalkooError, Unavailable
+from talkoo_core.errors import NotFound, Unavailable
 from talkoo_operator.api import GROUP, VERSION, KubernetesApi
+from talkoo_operator.once import run_once
 from talkoo_runtime.disk import write_atomic
 from talkoo_runtime.keys import address_of, create_key, load_key
 from talkoo_runtime.pki import CERTIFICATE_FILE, KEY_FILE, SECRET_MODE, certificate_request, fits_request
-from talkoo_runtime.settings import load_settings
 
 JOIN_TIMEOUT_S = 240.0
 POLL_S = 1.0
@@ -94,23 +92,11 @@ async def _answer(settings: JoinSettings, api: KubernetesApi, request: bytes) ->
     raise Unavailable(f"{settings.node} was not let in within {JOIN_TIMEOUT_S:.0f} s: {reason}", code="not_joined")
 
 
-async def _main(path: Path) -> None:
-    settings = load_settings(JoinSettings, path, os.environ)
+async def _work(settings: JoinSettings) -> None:
     async with KubernetesApi() as api:
         await join(settings, api)
     sys.stdout.write(f"{settings.node} may join\n")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m talkoo_operator.join", description=__doc__)
-    parser.add_argument("--settings", type=Path, required=True, help="TOML file")
-    try:
-        asyncio.run(_main(parser.parse_args().settings))
-    except TalkooError as error:
-        sys.stderr.write(f"error: {error.message}\n")
-        return error.exit_status
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_once("talkoo_operator.join", __doc__, JoinSettings, _work))

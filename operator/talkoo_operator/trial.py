@@ -5,11 +5,9 @@ Each line of the output is one thing that was seen to work; the first that does 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import http.client
 import json
-import os
 import secrets
 import ssl
 import sys
@@ -24,9 +22,9 @@ from talkoo_api.ledger.v1 import service_pb2
 
 from talkoo.client_async import AsyncClient
 from talkoo.profile import Profile
-from talkoo_core.errors import Corrupt, Failed, TalkooError, Unavailable
+from talkoo_core.errors import Corrupt, Failed, Unavailable
 from talkoo_core.signing import PrivateKey
-from talkoo_runtime.settings import load_settings
+from talkoo_operator.once import run_once
 
 PATIENCE_S, POLL_S, CALL_TIMEOUT_S = 60.0, 0.5, 10.0
 PATHS = ("/healthz", "/readyz", "/v1/status", "/openapi.json")
@@ -130,23 +128,11 @@ def _get(settings: TrialSettings, path: str) -> Any:
     return json.loads(body)
 
 
-async def _main(path: Path) -> None:
-    settings = load_settings(TrialSettings, path, os.environ)
+async def _work(settings: TrialSettings) -> None:
     async for seen in trial(settings):
         sys.stdout.write(f"{seen}\n")
         sys.stdout.flush()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m talkoo_operator.trial", description=__doc__)
-    parser.add_argument("--settings", type=Path, required=True, help="TOML file")
-    try:
-        asyncio.run(_main(parser.parse_args().settings))
-    except TalkooError as error:
-        sys.stderr.write(f"error: {error.message}\n")
-        return error.exit_status
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_once("talkoo_operator.trial", __doc__, TrialSettings, _work))

@@ -110,6 +110,10 @@ class Cluster:
             self._processes.pop(part).wait()
         self._until(lambda: not _alive(pid), f"{part} ends")
 
+    def pid(self, part: str) -> int:
+        """Process id of a part, such as `kube-apiserver`."""
+        return int(self._parts()[part]["pid"])
+
     def ready(self) -> None:
         """Wait until the API server is ready."""
         self._until(lambda: self.kubectl("get", "--raw=/readyz", timeout_s=10.0) == "ok", "the API server is ready")

@@ -1,0 +1,303 @@
+"""How many TrainingTasks the operator takes a second, how soon their status tells, and what a restart costs.
+
+    python benchmarks/operator_tasks.py [--tasks 1000] [--objects 5000] [--nodes 1000] [--json]
+
+A real etcd and API server, a real federation of one organization (ledger, scheduler with its own etcd, validator,
+gateway) and the operator, each a process of this machine; nobody trains. Needs root, and Go once.
+
+- `scheduled`: from the call that creates a TrainingTask to the status that has the scheduler's decision about it.
+  Program and data are the same ConfigMap, the number of operations is given. All are created as fast as the API server
+  takes them, so a latency is mostly the queue; tasks per second is the figure to look at.
+- `event_to_status`: one task after the other is cancelled on the ledger; from the block that says so to the status.
+- `resync`: the operator is killed; from when its successor leads until no object waits to be looked at. `--objects`
+  are there altogether: those that are on the ledger, and suspended ones.
+- `heartbeats`: Leases of `--nodes` GPUNodes are renewed at the pace that the operator asks of so many; what the API
+  server takes for it in cores, its idle use subtracted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from kubernetes.aio import client, config, watch
+from talkoo_operator.heartbeats import pace_s
+
+from talkoo.client_async import AsyncClient
+from talkoo.profile import Profile
+from talkoo_core.errors import TalkooError, Unavailable
+from talkoo_sim.cluster.cluster import Cluster
+from talkoo_sim.cluster.layout import Layout
+from talkoo_sim.operator_bed import (
+    NAMESPACE,
+    Bed,
+    LocalFederation,
+    OperatorProcess,
+    eventually,
+    install_crds,
+    make_namespace,
+    program,
+    task,
+)
+from talkoo_sim.ports import free_port
+
+GROUP, VERSION, TASKS = "talkoo.dev", "v1alpha1", "trainingtasks"
+USER, SPACE, RICH_TLK = "alice", "bench", 5_000_000
+CREATORS = 8
+EVENTS = 50
+BEATS_FOR_S, IDLE_FOR_S = 60.0, 20.0
+PATIENCE_S = 900.0
+Object = dict[str, Any]
+
+
+def spread(values: Sequence[float]) -> Object:
+    ordered = sorted(values)
+
+    def at(part: float) -> float:
+        return round(ordered[min(len(ordered) - 1, int(part * len(ordered)))], 3)
+
+    return {"n": len(ordered), "p50": at(0.5), "p95": at(0.95), "p99": at(0.99), "max": round(ordered[-1], 3)}
+
+
+def is_scheduled(status: Object) -> bool:
+    """Placed, or told by the scheduler why not yet."""
+    placed = [c for c in status.get("conditions", ()) if c["type"] == "Placed"]
+    return bool(placed) and "no scheduler has spoken" not in placed[0]["message"]
+
+
+class Seen:
+    """When each task's status first was scheduled, and first was cancelled, by a watch."""
+
+    def __init__(self, api: Any) -> None:
+        self._api = api
+        self.scheduled: dict[str, float] = {}
+        self.cancelled: dict[str, float] = {}
+        self.ids: dict[str, str] = {}
+        self.news = asyncio.Event()
+
+    async def follow(self) -> None:
+        while True:
+            stream = watch.Watch().stream(
+                self._api.list_namespaced_custom_object, GROUP, VERSION, SPACE, TASKS, timeout_seconds=300
+            )
+            async for event in stream:
+                self._note(event["object"], time.monotonic())
+
+    def _note(self, seen: Object, now: float) -> None:
+        name, status = seen["metadata"]["name"], seen.get("status", {})
+        if status.get("taskId"):
+            self.ids[name] = status["taskId"]
+        if is_scheduled(status):
+            self.scheduled.setdefault(name, now)
+        if status.get("phase") == "Cancelled":
+            self.cancelled.setdefault(name, now)
+        self.news.set()
+
+    async def until(self, holds: Any, what: str) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while not holds():
+            if time.monotonic() > end:
+                raise Unavailable(f"not within {PATIENCE_S:.0f} s: {what} ({len(self.scheduled)} are scheduled)")
+            self.news.clear()
+            try:
+                await asyncio.wait_for(self.news.wait(), 5.0)
+            except TimeoutError:
+                continue
+
+
+async def create(api: Any, made: Sequence[Object]) -> dict[str, float]:
+    """When each call began."""
+    began: dict[str, float] = {}
+    rest = iter(made)
+
+    async def one() -> None:
+        for each in rest:
+            began[each["metadata"]["name"]] = time.monotonic()
+            await api.create_namespaced_custom_object(GROUP, VERSION, SPACE, TASKS, each)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(CREATORS):
+            group.create_task(one())
+    return began
+
+
+async def measure_scheduled(api: Any, seen: Seen, operator: OperatorProcess, count: int) -> Object:
+    process = psutil.Process(operator.process.pid)
+    before, cpu = process.memory_info().rss, sum(process.cpu_times()[:2])
+    began = await create(api, [task(SPACE, f"task-{number}") for number in range(count)])
+    created = max(began.values()) - min(began.values())
+    await seen.until(lambda: len(seen.scheduled) >= count, "every task is scheduled")
+    took = max(seen.scheduled.values()) - min(began.values())
+    return {
+        "tasks": count,
+        "seconds": round(took, 2),
+        "per_second": round(count / took, 1),
+        "creating_s": round(created, 2),
+        "latency_s": spread([seen.scheduled[name] - at for name, at in began.items()]),
+        "operator_cpu_s": round(sum(process.cpu_times()[:2]) - cpu, 1),
+        "operator_mb_per_1000": round((process.memory_info().rss - before) / 2**20 / count * 1000, 1),
+        "operator_mb": round(process.memory_info().rss / 2**20, 1),
+    }
+
+
+async def measure_events(seen: Seen, federation: LocalFederation, count: int) -> Object:
+    """The client hears of the block when the operator does: over the same gateway."""
+    home = federation.home
+    profile = Profile.direct(
+        endpoint=federation.gateway,
+        certificate=home / "users" / USER / "certificate.pem",
+        private_key=home / "users" / USER / "private-key.pem",
+        trust_bundle=home / "trust.pem",
+        account_key=home / "users" / USER / "account.key",
+    )
+    taken = []
+    async with AsyncClient(profile=profile) as user:
+        for name in sorted(seen.ids)[:count]:
+            await user.cancel(seen.ids[name])
+            at = time.monotonic()
+            await seen.until(lambda name=name: name in seen.cancelled, f"{name} is cancelled")
+            taken.append(max(0.0, seen.cancelled[name] - at))
+    return spread(taken)
+
+
+def metric(port: int, name: str) -> float:
+    """The sum over all series of it about TrainingTasks."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{") and TASKS[:-1] in line.lower())
+
+
+async def measure_resync(api: Any, bed: Bed, objects: int) -> Object:
+    there = len((await api.list_namespaced_custom_object(GROUP, VERSION, SPACE, TASKS))["items"])
+    await create(api, [task(SPACE, f"held-{number}", suspend=True) for number in range(max(0, objects - there))])
+    bed.operators[-1].kill()
+    port = free_port()
+    successor = bed.operator("successor", metrics_listen=f"127.0.0.1:{port}")
+    await asyncio.to_thread(eventually, lambda: successor.leads, "the successor leads")
+    began, end = time.monotonic(), time.monotonic() + PATIENCE_S
+    looked = depth = 0.0
+    while looked < objects or depth > 0:
+        if time.monotonic() > end:
+            raise Unavailable(f"not within {PATIENCE_S:.0f} s: all are looked at ({looked:.0f}, {depth:.0f} wait)")
+        await asyncio.sleep(0.2)  # between two scrapes
+        looked = await asyncio.to_thread(metric, port, "talkoo_operator_reconciles_total")
+        depth = await asyncio.to_thread(metric, port, "talkoo_operator_queue_depth")
+    rss = psutil.Process(successor.process.pid).memory_info().rss
+    return {"objects": objects, "seconds": round(time.monotonic() - began, 2), "operator_mb": round(rss / 2**20, 1)}
+
+
+async def measure_heartbeats(core: Any, api: Any, cluster: Cluster, nodes: int) -> Object:
+    server = psutil.Process(cluster.pid("kube-apiserver"))
+    leases = client.CoordinationV1Api(core)
+    for number in range(nodes):
+        made = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "GPUNode", "metadata": {"name": f"node-{number}"}}
+        await api.create_cluster_custom_object(GROUP, VERSION, "gpunodes", made)
+        lease = {"metadata": {"name": f"gpunode-node-{number}"}, "spec": {"leaseDurationSeconds": 3 * pace_s(nodes)}}
+        await leases.create_namespaced_lease(NAMESPACE, lease)
+
+    async def cores(seconds: float) -> float:
+        before, at = sum(server.cpu_times()[:2]), time.monotonic()
+        await asyncio.sleep(seconds)  # what is measured is this time
+        return (sum(server.cpu_times()[:2]) - before) / (time.monotonic() - at)
+
+    idle = await cores(IDLE_FOR_S)
+    pace = pace_s(nodes)
+
+    async def beat(number: int) -> None:
+        await asyncio.sleep(pace * number / nodes)
+        while True:
+            change = {"spec": {"renewTime": datetime.datetime.now(datetime.UTC).isoformat()}}
+            await leases.patch_namespaced_lease(f"gpunode-node-{number}", NAMESPACE, change)
+            await asyncio.sleep(pace)
+
+    beating = [asyncio.create_task(beat(number)) for number in range(nodes)]
+    busy = await cores(BEATS_FOR_S)
+    for each in beating:
+        each.cancel()
+    failed = [e for e in await asyncio.gather(*beating, return_exceptions=True) if isinstance(e, Exception)]
+    if failed:
+        raise failed[0]
+    return {
+        "nodes": nodes,
+        "pace_s": pace,
+        "api_server_cores": round(busy - idle, 4),
+        "api_server_cores_idle": round(idle, 4),
+        "beats": round(BEATS_FOR_S * nodes / pace),
+    }
+
+
+async def measure(cluster: Cluster, federation: LocalFederation, folder: Path, arguments: argparse.Namespace) -> Object:
+    await config.load_kube_config(str(cluster.layout.kubeconfig))
+    bed = Bed(cluster, federation, folder)
+    async with client.ApiClient() as core:
+        api = client.CustomObjectsApi(core)
+        cluster.apply(program(SPACE))
+        operator = bed.operator("first")
+        await asyncio.to_thread(eventually, lambda: operator.leads, "the operator leads")
+        seen = Seen(api)
+        following = asyncio.create_task(seen.follow())
+        try:
+            answer: Object = {"scheduled": await measure_scheduled(api, seen, operator, arguments.tasks)}
+            say(answer)
+            answer["event_to_status_s"] = await measure_events(seen, federation, min(EVENTS, arguments.tasks))
+            say(answer)
+            answer["resync"] = await measure_resync(api, bed, arguments.objects)
+            say(answer)
+            answer["heartbeats"] = await measure_heartbeats(core, api, cluster, arguments.nodes)
+        finally:
+            following.cancel()
+            bed.stop_operators()
+    return answer
+
+
+def say(answer: Object) -> None:
+    name, figures = list(answer.items())[-1]
+    sys.stderr.write(f"{name}: {json.dumps(figures)}\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=1000)
+    parser.add_argument("--objects", type=int, default=5000)
+    parser.add_argument("--nodes", type=int, default=1000)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    cluster = Cluster(Layout("bench", nodes=0))
+    with tempfile.TemporaryDirectory(prefix="talkoo-bench-") as name:
+        folder = Path(name)
+        federation = LocalFederation(folder / "home", {USER: RICH_TLK})
+        load = os.getloadavg()
+        try:
+            cluster.down()
+            cluster.up()
+            install_crds(cluster)
+            federation.start()
+            make_namespace(cluster, NAMESPACE)
+            make_namespace(cluster, SPACE, federation.account_key(USER))
+            answer = asyncio.run(measure(cluster, federation, folder, arguments))
+        except TalkooError as error:
+            sys.stderr.write(f"error: {error.message}\n")
+            return error.exit_status
+        finally:
+            federation.stop()
+            cluster.down()
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    answer = {"machine": machine, "load_before": [round(value, 2) for value in load], **answer}
+    sys.stdout.write(json.dumps(answer, indent=None if arguments.json else 1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
