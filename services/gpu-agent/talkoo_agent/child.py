@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from talkoo_agent.trainer_messages import LINE_MAX_BYTES, line_of
 from talkoo_core.errors import Failed, Unavailable
 from talkoo_runtime.parent_death import bound_to_us
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STOP_TIMEOUT_S = 3.0
@@ -102,8 +104,9 @@ class LineChild(Generic[T]):
             try:
                 await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
             except TimeoutError:
-                process.popen.kill()
-                await process.wait()
+                log.warning("%s did not stop in %.0f s and is killed", self._module, STOP_TIMEOUT_S)
+            finally:
+                process.kill()
         if self._log_reader is not None:
             await asyncio.gather(self._log_reader, return_exceptions=True)
         process.close()

@@ -28,6 +28,12 @@ class Spawned:
         """The exit status."""
         return await exit_status(self.popen)
 
+    def kill(self) -> None:
+        """End it at once, and bury it: that takes the kernel no time worth awaiting, and so cannot be cancelled."""
+        if self.popen.poll() is None:
+            self.popen.kill()
+            self.popen.wait()
+
     def close(self) -> None:
         """Let go of the pipes."""
         for transport in self.transports:

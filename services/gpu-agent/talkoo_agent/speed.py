@@ -116,9 +116,7 @@ async def _measure() -> Measured:
     except TimeoutError:
         raise Failed(f"measuring the node took over {MEASURE_TIMEOUT_S:.0f} s", code="cannot_measure") from None
     finally:
-        if process.returncode is None:
-            process.popen.kill()
-            await process.wait()
+        process.kill()
         process.close()
     if status != 0:
         last = (errors.decode("utf-8", "replace").strip().splitlines() or ["no word"])[-1]
