@@ -34,7 +34,7 @@ def read(folder: Path) -> TaskFile:
 
 async def test_the_same_folder_gives_the_same_program_without_its_data(example: Path) -> None:
     first = await prepare(read(example), example, one)
-    (example / "__pycache__").mkdir()
+    (example / "__pycache__").mkdir(exist_ok=True)
     (example / "__pycache__" / "x.pyc").write_bytes(b"cache")
     (example / "digits.py").touch()
     second = await prepare(read(example), example, one)
