@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import time
 
 from talkoo.client_async import AsyncClient
 
+HOLDS_S = 5.0
 SHOWN = 16
 """Hex digits of the hash."""
 
 
 class Chain:
-    """Asked once; a chain that begins anew is noticed when somebody asks afresh."""
+    """Asked now and then: no chain begins anew in less time than an answer holds."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
         self._name = ""
+        self._asked_at = float("-inf")
 
     async def name(self, *, fresh: bool = False) -> str:
-        if fresh or not self._name:
+        if fresh or time.monotonic() - self._asked_at > HOLDS_S:
             genesis = await self._client.genesis()
             chain_id = (await self._client.status()).chain_id
             self._name = f"{chain_id}/{hashlib.sha256(genesis.encode()).hexdigest()[:SHOWN]}"
+            self._asked_at = time.monotonic()
         return self._name

@@ -45,7 +45,7 @@ class _Lock(LeaseLock):
 
 
 async def lead(settings: OperatorSettings, work: Callable[[], Awaitable[None]]) -> None:
-    """Wait for the Lease, then work until it is lost. Raises Unavailable then, and whatever `work` raises at once."""
+    """Wait for the Lease, then work to the end. Raises Unavailable when the Lease is lost, and what `work` raises."""
     outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def started() -> None:
@@ -56,6 +56,8 @@ async def lead(settings: OperatorSettings, work: Callable[[], Awaitable[None]]) 
         except Exception as error:
             if not outcome.done():
                 outcome.set_exception(error)
+        if not outcome.done():
+            outcome.set_result(None)
 
     async def stopped() -> None:
         LEADER.set(0)
@@ -68,7 +70,7 @@ async def lead(settings: OperatorSettings, work: Callable[[], Awaitable[None]]) 
         try:
             await asyncio.wait({election, outcome}, return_when=asyncio.FIRST_COMPLETED)
             if outcome.done():
-                outcome.result()
+                return outcome.result()
             election.result()
         finally:
             election.cancel()

@@ -46,8 +46,12 @@ class Watched:
     namespaced: bool = True
 
 
+class _ToldToStop(Exception):
+    """Ends all parts of the work."""
+
+
 async def work(settings: OperatorSettings, probe: Probe) -> None:
-    """Until it is cancelled, or a part of it fails."""
+    """Until it is told to stop, or a part of it fails."""
     async with KubernetesApi() as api:
         accounts = Accounts(api, settings)
         owner = accounts.client(load_key(Path(settings.owner_key)))
@@ -78,6 +82,8 @@ async def work(settings: OperatorSettings, probe: Probe) -> None:
                 phases = Phases()
                 group.create_task(_resync(api, settings, watched, clock, probe, phases))
                 group.create_task(_watch(settings, watched, probe, phases))
+        except* _ToldToStop:
+            log.info("told to stop")
         finally:
             await accounts.close()
             await owner.close()
@@ -137,6 +143,7 @@ async def _watch(settings: OperatorSettings, watched: Sequence[Watched], probe: 
         clusterwide=not namespaces,
         namespaces=list(namespaces),
     )
+    raise _ToldToStop  # kopf takes the signals that end a process for itself, and returns
 
 
 def _on_event(registry: kopf.OperatorRegistry, each: Watched, probe: Probe, phases: Phases) -> None:

@@ -186,12 +186,14 @@ class OperatorProcess:
         self.process.wait()
 
     def stop(self) -> None:
+        """SIGTERM. Raises Unavailable when it does not end by that, and kills it."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
                 self.process.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 self.kill()
+                raise Unavailable(f"{self.name} did not stop in {STOP_S:.0f} s", code="too_slow") from None
 
 
 def install_crds(cluster: Cluster) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ import pytest
 import yaml
 
 from talkoo_core.amounts import parse_tlk
+from talkoo_core.errors import Failed
 from talkoo_sim.cluster.access import client_of
+from talkoo_sim.cluster.binaries import kubectl
+from talkoo_sim.cluster.commands import run
 from talkoo_sim.cluster.deployment import Deployment
 from talkoo_sim.cluster.own_images import ROOT
 
@@ -130,6 +135,40 @@ def test_an_upgrade_and_its_rollback_keep_the_chain(
     with client_of(deployed, "default", tmp_path) as client:
         eventually(lambda: client.status().height > second.height, "the chain goes on")
         assert client.account().balance_utlk == balance
+
+
+@pytest.mark.timeout(600)
+def test_the_ledger_comes_back_from_a_backup_of_its_disk(
+    deployed: Deployment, eventually: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Backup, loss of the whole disk, restoration: the same chain and balances, and new blocks behind them."""
+    script, file = ROOT / "deploy" / "ledger-disk", tmp_path / "ledger.tar"
+    environment = {
+        **os.environ,
+        "KUBECONFIG": str(deployed.cluster.layout.kubeconfig),
+        "PATH": f"{kubectl().parent}:{os.environ['PATH']}",
+    }
+
+    def call(do: str) -> str:
+        return run([script, do, file, deployed.namespace, deployed.release], environment=environment, timeout_s=400.0)
+
+    assert str(file) in call("backup")
+    deployed.wait_ready()
+    with client_of(deployed, "default", tmp_path) as client:
+        before, balance = client.status(), client.account().balance_utlk
+    with pytest.raises(Failed, match="is there already"):
+        call("backup")
+    claim = deployed.cluster.get("-n", deployed.namespace, "pvc", f"state-{deployed.release}-ledger-0")
+    volume = deployed.cluster.get("pv", claim["spec"]["volumeName"])
+    disk = Path(volume["spec"]["local"]["path"])
+    assert len(list(disk.iterdir())) > 1
+    for path in disk.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "goes on" in call("restore")
+    deployed.wait_ready()
+    with client_of(deployed, "default", tmp_path) as client:
+        eventually(lambda: client.status().height > 1, "the chain goes on")
+        assert (client.status().chain_id, client.account().balance_utlk) == (before.chain_id, balance)
 
 
 @pytest.mark.timeout(600)

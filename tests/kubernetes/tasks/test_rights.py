@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from talkoo_core.errors import Failed
-from talkoo_sim.cluster.binaries import binary, kubectl
+from talkoo_sim.cluster.binaries import binary
 from talkoo_sim.cluster.commands import run
 from talkoo_sim.cluster.own_images import ROOT
 from talkoo_sim.operator_bed import NAMESPACE, RELEASE, eventually
@@ -107,64 +106,3 @@ def test_within_namespaces_it_needs_no_right_in_the_whole_cluster(bed: Any, kube
     eventually(lambda: operator.probe()[0] == 200, "it is healthy")
     bed.cluster.kubectl("-n", "mine", "delete", "tt", "seen", "--timeout=60s")
     bed.cluster.kubectl("-n", "yours", "delete", "tt", "unseen", "--timeout=60s")
-
-
-def turned_away() -> list[dict[str, Any]]:
-    """API priority and fairness: whatever the operator asks is answered with 429 by the real API server."""
-    level = {
-        "apiVersion": "flowcontrol.apiserver.k8s.io/v1",
-        "kind": "PriorityLevelConfiguration",
-        "metadata": {"name": "nobody"},
-        "spec": {
-            "type": "Limited",
-            "limited": {
-                "nominalConcurrencyShares": 0,
-                "lendablePercent": 0,
-                "borrowingLimitPercent": 0,
-                "limitResponse": {"type": "Reject"},
-            },
-        },
-    }
-    everything = {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "namespaces": ["*"], "clusterScope": True}
-    account = {"kind": "ServiceAccount", "serviceAccount": {"name": ACCOUNT, "namespace": NAMESPACE}}
-    schema = {
-        "apiVersion": "flowcontrol.apiserver.k8s.io/v1",
-        "kind": "FlowSchema",
-        "metadata": {"name": "nobody"},
-        "spec": {
-            "matchingPrecedence": 50,
-            "priorityLevelConfiguration": {"name": "nobody"},
-            "rules": [{"subjects": [account], "resourceRules": [everything]}],
-        },
-    }
-    return [level, schema]
-
-
-def test_an_api_server_that_answers_429_costs_time_and_no_task(bed: Any, kubeconfig: Any) -> None:
-    bed.namespace("busy", "alice")
-    path = kubeconfig()
-    operator = bed.operator("busy", kubeconfig=path, resync_s=3.0)
-    eventually(lambda: operator.leads, "the operator leads")
-    bed.cluster.apply(*turned_away())
-    client = ["--kubeconfig", str(path), "get", "tt", "-A"]
-
-    def away() -> bool:
-        try:
-            run([kubectl(), *client])
-        except Failed as error:
-            return "too many requests" in str(error).lower()
-        return False
-
-    try:
-        eventually(away, "the operator's account is turned away")
-        bed.submit("busy", "late")
-        said = eventually(lambda: "429" in operator.said() or operator.process.poll() is not None, "it hears of it")
-        assert said
-        assert bed.status("busy", "late") == {}
-    finally:
-        bed.cluster.kubectl("delete", "flowschema,prioritylevelconfiguration", "nobody")
-    if operator.process.poll() is not None:  # it lost its Lease; kubelet would start it again
-        bed.operator("busy", kubeconfig=path, resync_s=3.0)
-    bed.until("busy", "late", waits)
-    assert len([each for each in bed.on_ledger("alice") if each.spec.name == "late"]) == 1
-    bed.cluster.kubectl("-n", "busy", "delete", "tt", "late", "--timeout=60s")
