@@ -123,11 +123,12 @@ def test_an_upgrade_and_its_rollback_keep_the_chain(
     deployed: Deployment, eventually: Callable[..., Any], tmp_path: Path
 ) -> None:
     with client_of(deployed, "default", tmp_path) as client:
-        first, balance = client.status(), client.account().balance_utlk
+        first = eventually(client.status, "the ledger answers")
+        balance = client.account().balance_utlk
     deployed.install("--set", "ledger.emptyBlockIntervalMs=1500")
     deployed.wait_ready()
     with client_of(deployed, "default", tmp_path) as client:
-        second = client.status()
+        second = eventually(client.status, "the ledger answers")
         assert (second.chain_id, client.account().balance_utlk) == (first.chain_id, balance)
         assert second.height >= first.height
     deployed.helm("rollback", deployed.release, "--wait", timeout_s=300.0)
@@ -155,7 +156,8 @@ def test_the_ledger_comes_back_from_a_backup_of_its_disk(
     assert str(file) in call("backup")
     deployed.wait_ready()
     with client_of(deployed, "default", tmp_path) as client:
-        before, balance = client.status(), client.account().balance_utlk
+        before = eventually(client.status, "the ledger answers")
+        balance = client.account().balance_utlk
     with pytest.raises(Failed, match="is there already"):
         call("backup")
     claim = deployed.cluster.get("-n", deployed.namespace, "pvc", f"state-{deployed.release}-ledger-0")
