@@ -34,6 +34,7 @@ from typing import Any
 import psutil
 from kubernetes.aio import client, config, watch
 from talkoo_operator.heartbeats import pace_s
+from talkoo_operator.node_api import LEASE_PREFIX
 
 from talkoo.client_async import AsyncClient
 from talkoo.profile import Profile
@@ -204,7 +205,10 @@ async def measure_heartbeats(core: Any, api: Any, cluster: Cluster, nodes: int) 
     for number in range(nodes):
         made = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "GPUNode", "metadata": {"name": f"node-{number}"}}
         await api.create_cluster_custom_object(GROUP, VERSION, "gpunodes", made)
-        lease = {"metadata": {"name": f"gpunode-node-{number}"}, "spec": {"leaseDurationSeconds": 3 * pace_s(nodes)}}
+        lease = {
+            "metadata": {"name": f"{LEASE_PREFIX}node-{number}"},
+            "spec": {"leaseDurationSeconds": 3 * pace_s(nodes)},
+        }
         await leases.create_namespaced_lease(NAMESPACE, lease)
 
     async def cores(seconds: float) -> float:
@@ -219,7 +223,7 @@ async def measure_heartbeats(core: Any, api: Any, cluster: Cluster, nodes: int) 
         await asyncio.sleep(pace * number / nodes)
         while True:
             change = {"spec": {"renewTime": datetime.datetime.now(datetime.UTC).isoformat()}}
-            await leases.patch_namespaced_lease(f"gpunode-node-{number}", NAMESPACE, change)
+            await leases.patch_namespaced_lease(f"{LEASE_PREFIX}node-{number}", NAMESPACE, change)
             await asyncio.sleep(pace)
 
     beating = [asyncio.create_task(beat(number)) for number in range(nodes)]

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from talkoo_operator.leading import lead
 from talkoo_operator.metrics import watch_freshness
 from talkoo_operator.probe import Probe
 from talkoo_operator.settings import OperatorSettings
+from talkoo_operator.told import until_told
 from talkoo_operator.work import work
 from talkoo_runtime.logs import setup_logging
 from talkoo_runtime.process_metrics import watch_process
@@ -22,18 +22,9 @@ from talkoo_runtime.settings import load_settings
 
 
 async def _main(settings: OperatorSettings) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with Probe(settings.probe_listen, settings.resync_s) as probe:
         watch_freshness(lambda: probe.age_s)
-        leading = asyncio.create_task(lead(settings, lambda: work(settings, probe)))
-        told = asyncio.create_task(stop.wait())
-        await asyncio.wait({leading, told}, return_when=asyncio.FIRST_COMPLETED)
-        if leading.done():
-            leading.result()
-        leading.cancel()
-        await asyncio.gather(leading, return_exceptions=True)
+        await until_told(lead(settings, lambda: work(settings, probe)))
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from kubernetes.aio import client
 
 from talkoo_core.errors import Conflict, NotFound, Unavailable
 from talkoo_operator.api import GROUP, MERGE_PATCH, NODES, TASKS, VERSION, KubernetesApi, called
+from talkoo_operator.node_api import LEASE_PREFIX
 from talkoo_operator.once import run_once
 from talkoo_operator.plan import FINALIZER
 
@@ -24,7 +25,6 @@ POLL_S = 0.5
 MAX_TRIES = 5
 """For one object that somebody else changes at the same time."""
 IDENTITY = "talkoo-identity"
-NODE_LEASES = "gpunode-"
 
 
 class CleanupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -120,7 +120,7 @@ class Cleanup:
         leases: Any = client.CoordinationV1Api(self._api.client)
         for lease in (await called(leases.list_namespaced_lease(namespace))).items:
             name = lease.metadata.name
-            if name == f"{release}-operator" or (self._settings.agents and name.startswith(NODE_LEASES)):
+            if name == f"{release}-operator" or (self._settings.agents and name.startswith(LEASE_PREFIX)):
                 await _gone(leases.delete_namespaced_lease(name, namespace))
 
     async def _delete_secrets(self) -> list[str]:

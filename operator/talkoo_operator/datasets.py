@@ -12,7 +12,7 @@ from talkoo_operator.api import API_SERVER_AWAY, DATASETS, TASKS, KubernetesApi
 from talkoo_operator.inputs import entry_of, is_ready
 from talkoo_operator.objects import AT_ONCE_S, Objects, Outrun
 from talkoo_operator.queue import Key
-from talkoo_operator.status import MAX_MESSAGE, with_condition
+from talkoo_operator.status import with_ready
 
 RETRY_S, REVIEW_S = 10.0, 30.0
 MAX_USERS = 100
@@ -38,12 +38,14 @@ class DatasetController:
             if not is_ready(status):
                 status |= await self._stored(key[0], dataset["spec"])
                 words = f"{status['bytes']} bytes are in the blob store, and their hash was checked"
-                status = self._ready(dataset, status, True, "Stored", words)
+                status = with_ready(status, True, "Stored", words, *self._objects.when(dataset))
         except TalkooError as error:
             if error.code == API_SERVER_AWAY:
                 raise
             wrong = isinstance(error, InvalidInput | Corrupt)
-            status = self._ready(dataset, status, False, "Refused" if wrong else "NotStored", error.message)
+            status = with_ready(
+                status, False, "Refused" if wrong else "NotStored", error.message, *self._objects.when(dataset)
+            )
             pause_s = RETRY_S
         status["usedBy"] = await self._users(key)
         try:
@@ -69,13 +71,6 @@ class DatasetController:
         else:
             content, found = await client.blob(wanted), wanted
         return {"sha256": found, "bytes": len(content), "fileName": _file_name(spec)}
-
-    def _ready(self, dataset: Object, status: Object, holds: bool, reason: str, message: str) -> Object:
-        generation, now = self._objects.when(dataset)
-        made = with_condition(
-            status, "Ready", holds=holds, reason=reason, message=message, generation=generation, now=now
-        )
-        return made | {"message": message[:MAX_MESSAGE], "observedGeneration": generation}
 
     async def _users(self, key: Key) -> list[str]:
         """TrainingTasks of the same namespace that name it."""

@@ -23,7 +23,7 @@ from talkoo_operator.limits import Limits
 from talkoo_operator.objects import AT_ONCE_S, Objects, Outrun
 from talkoo_operator.queue import Key
 from talkoo_operator.settings import OperatorSettings
-from talkoo_operator.status import MAX_MESSAGE, timestamp, with_condition
+from talkoo_operator.status import timestamp, with_ready
 
 log = logging.getLogger(__name__)
 NAME = "federation"
@@ -86,11 +86,17 @@ class FederationController:
             lag_s = int(status["lagSeconds"])
             goes_on = lag_s < LAGGING_S
             words = f"block {status['height']} is {lag_s} s old"
-            status = self._ready(federation, status, goes_on, "BlocksAreDecided" if goes_on else "LedgerStands", words)
+            status = with_ready(
+                status,
+                goes_on,
+                "BlocksAreDecided" if goes_on else "LedgerStands",
+                words,
+                *self._objects.when(federation),
+            )
         except TalkooError as error:
             if error.code == API_SERVER_AWAY:
                 raise
-            status = self._ready(federation, status, None, "LedgerUnavailable", error.message)
+            status = with_ready(status, None, "LedgerUnavailable", error.message, *self._objects.when(federation))
         try:
             await self._objects.write(federation, status)
         except Outrun:
@@ -102,7 +108,7 @@ class FederationController:
         if federation is None:
             return None
         words = f"the Federation of this release is {self._settings.namespace}/{NAME}; this one has no effect"
-        status = self._ready(federation, federation.get("status", {}), False, "NotOurs", words)
+        status = with_ready(federation.get("status", {}), False, "NotOurs", words, *self._objects.when(federation))
         try:
             await self._objects.write(federation, status)
         except Outrun:
@@ -161,13 +167,6 @@ class FederationController:
                 : None if name == "trusted" else 1
             ]
         ]
-
-    def _ready(self, federation: Object, status: Object, holds: bool | None, reason: str, message: str) -> Object:
-        generation, now = self._objects.when(federation)
-        made = with_condition(
-            status, "Ready", holds=holds, reason=reason, message=message, generation=generation, now=now
-        )
-        return made | {"message": message[:MAX_MESSAGE], "observedGeneration": generation}
 
 
 def _member(each: state_pb2.Organization, now_on: service_pb2.Status) -> Object:

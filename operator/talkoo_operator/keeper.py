@@ -11,7 +11,6 @@ import asyncio
 import datetime
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -27,6 +26,7 @@ from talkoo_operator.node_api import NodeApi
 from talkoo_operator.node_facts import differs, facts_of, labels_of
 from talkoo_operator.pod_devices import ask_kubelet
 from talkoo_operator.status import timestamp
+from talkoo_operator.told import until_told
 from talkoo_runtime.logs import setup_logging
 from talkoo_runtime.node_files import ORDERS_FILE, PODS_FILE, REPORT_FILE, read_message, write_message
 from talkoo_runtime.settings import load_settings
@@ -212,18 +212,8 @@ async def _again(part: Part) -> None:
 
 
 async def _main(settings: KeeperSettings) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with KubernetesApi() as api:
-        keeping = asyncio.create_task(Keeper(settings, api).run())
-        told = asyncio.create_task(stop.wait())
-        await asyncio.wait({keeping, told}, return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
-        if keeping.done():
-            keeping.result()
-        keeping.cancel()
-        await asyncio.gather(keeping, told, return_exceptions=True)
+        await until_told(Keeper(settings, api).run())
 
 
 def main() -> int:

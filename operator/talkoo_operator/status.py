@@ -115,6 +115,14 @@ def with_condition(
     return {**status, "conditions": sorted([*others, new], key=lambda condition: str(condition["type"]))}
 
 
+def with_ready(
+    status: Mapping[str, Any], holds: bool | None, reason: str, message: str, generation: int, now: str
+) -> Object:
+    """Of an object that is there for what it says: whether that holds, and the same in a line."""
+    made = with_condition(status, "Ready", holds=holds, reason=reason, message=message, generation=generation, now=now)
+    return made | {"message": message[:MAX_MESSAGE], "observedGeneration": generation}
+
+
 def waiting(status: Mapping[str, Any], reason: str, message: str, generation: int, now: str) -> Object:
     """Nothing is on the ledger yet, and why."""
     made = with_condition(status, "Funded", holds=False, reason=reason, message=message, generation=generation, now=now)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +14,7 @@ from talkoo_sim.cluster.binaries import binary
 from talkoo_sim.cluster.cluster import Cluster
 from talkoo_sim.cluster.deployment import Deployment
 from talkoo_sim.cluster.layout import Layout
+from talkoo_sim.operator_bed import eventually
 
 NAME_VARIABLE = "TALKOO_TEST_CLUSTER"
 """Up to six letters that clusters of this run are called by; runs side by side on one machine need different ones."""
@@ -95,19 +95,10 @@ def deployed(clusters: Clusters, leave_out: Callable[[TalkooError], NoReturn]) -
 def _eventually() -> Callable[..., Any]:
     """Polls until `holds` gives something true, which is returned. What cannot be asked for a moment does not hold."""
 
-    def eventually(holds: Callable[[], Any], what: str, patience_s: float = 120.0) -> Any:
-        deadline, reason = time.monotonic() + patience_s, ""
-        while True:
-            try:
-                found = holds()
-            except TalkooError as error:
-                found, reason = None, f" ({error})"
-            if found:
-                return found
-            assert time.monotonic() < deadline, f"not in {patience_s:.0f} s: {what}{reason}"
-            time.sleep(0.2)
+    def patient(holds: Callable[[], Any], what: str, patience_s: float = 120.0) -> Any:
+        return eventually(holds, what, patience_s)
 
-    return eventually
+    return patient
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from talkoo_core.errors import TalkooError
-from talkoo_sim.cluster.binaries import DEBIAN, TOOLS, binary, cni_folder, kubectl
+from talkoo_sim.cluster.binaries import DEBIAN, NOT_PARTS, TOOLS, binary, cni_folder, kubectl
 from talkoo_sim.cluster.cluster import Cluster
 from talkoo_sim.cluster.deployment import Deployment
 from talkoo_sim.cluster.layout import Layout
@@ -58,7 +58,8 @@ def deploy(cluster: Cluster) -> None:
 def prepare() -> None:
     """Build all programs and images, so that nothing waits for it later. Raises NotFound (a program to install)."""
     for name in (*TOOLS, *DEBIAN):
-        binary(name)
+        if name not in NOT_PARTS:
+            binary(name)
     cni_folder()
     for target in TARGETS:
         image_archive(target)

@@ -28,6 +28,8 @@ DEBIAN = {
     "promtool": "prometheus",
 }
 """Programs that come from the distribution, and their Debian packages."""
+NOT_PARTS = frozenset({"kwok", "prometheus", "promtool"})
+"""What no cluster needs to come up: fake nodes for scale, and what judges the monitoring rules."""
 CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 CNI_PLUGINS = ("ptp", "host-local", "portmap", "loopback")
 
