@@ -14,7 +14,7 @@ from talkoo_operator.leading import lead
 from talkoo_operator.metrics import watch_freshness
 from talkoo_operator.probe import Probe
 from talkoo_operator.settings import OperatorSettings
-from talkoo_operator.told import until_told
+from talkoo_operator.told import Told
 from talkoo_operator.work import work
 from talkoo_runtime.logs import setup_logging
 from talkoo_runtime.process_metrics import watch_process
@@ -24,7 +24,8 @@ from talkoo_runtime.settings import load_settings
 async def _main(settings: OperatorSettings) -> None:
     async with Probe(settings.probe_listen, settings.resync_s) as probe:
         watch_freshness(lambda: probe.age_s)
-        await until_told(lead(settings, lambda: work(settings, probe)))
+        told = Told(settings.name)
+        await told.until(lead(settings, lambda: work(settings, probe, told.hear)))
 
 
 def main() -> int:

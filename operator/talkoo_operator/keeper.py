@@ -26,7 +26,7 @@ from talkoo_operator.node_api import NodeApi
 from talkoo_operator.node_facts import differs, facts_of, labels_of
 from talkoo_operator.pod_devices import ask_kubelet
 from talkoo_operator.status import timestamp
-from talkoo_operator.told import until_told
+from talkoo_operator.told import Told
 from talkoo_runtime.logs import setup_logging
 from talkoo_runtime.node_files import ORDERS_FILE, PODS_FILE, REPORT_FILE, read_message, write_message
 from talkoo_runtime.settings import load_settings
@@ -213,7 +213,7 @@ async def _again(part: Part) -> None:
 
 async def _main(settings: KeeperSettings) -> None:
     async with KubernetesApi() as api:
-        await until_told(Keeper(settings, api).run())
+        await Told(f"{settings.node}-keeper").until(Keeper(settings, api).run())
 
 
 def main() -> int:

@@ -45,7 +45,7 @@ class _Lock(LeaseLock):
 
 
 async def lead(settings: OperatorSettings, work: Callable[[], Awaitable[None]]) -> None:
-    """Wait for the Lease, then work to the end. Raises Unavailable when the Lease is lost, and what `work` raises."""
+    """Wait for the Lease, then work until it is lost. Raises Unavailable then, and whatever `work` raises at once."""
     outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def started() -> None:
@@ -56,8 +56,6 @@ async def lead(settings: OperatorSettings, work: Callable[[], Awaitable[None]]) 
         except Exception as error:
             if not outcome.done():
                 outcome.set_exception(error)
-        if not outcome.done():
-            outcome.set_result(None)
 
     async def stopped() -> None:
         LEADER.set(0)
@@ -70,7 +68,7 @@ async def lead(settings: OperatorSettings, work: Callable[[], Awaitable[None]]) 
         try:
             await asyncio.wait({election, outcome}, return_when=asyncio.FIRST_COMPLETED)
             if outcome.done():
-                return outcome.result()
+                outcome.result()
             election.result()
         finally:
             election.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,8 @@ class Watched:
     namespaced: bool = True
 
 
-class _ToldToStop(Exception):
-    """Ends all parts of the work."""
-
-
-async def work(settings: OperatorSettings, probe: Probe) -> None:
-    """Until it is told to stop, or a part of it fails."""
+async def work(settings: OperatorSettings, probe: Probe, hear: Callable[[], None]) -> None:
+    """Until it is cancelled, or a part of it fails. `hear` takes the signals that end the process."""
     async with KubernetesApi() as api:
         accounts = Accounts(api, settings)
         owner = accounts.client(load_key(Path(settings.owner_key)))
@@ -81,9 +77,7 @@ async def work(settings: OperatorSettings, probe: Probe) -> None:
                     group.create_task(controller.listen(nodes.wake))
                 phases = Phases()
                 group.create_task(_resync(api, settings, watched, clock, probe, phases))
-                group.create_task(_watch(settings, watched, probe, phases))
-        except* _ToldToStop:
-            log.info("told to stop")
+                group.create_task(_watch(settings, watched, probe, phases, hear))
         finally:
             await accounts.close()
             await owner.close()
@@ -118,7 +112,9 @@ async def _resync(
         await asyncio.sleep(settings.resync_s)
 
 
-async def _watch(settings: OperatorSettings, watched: Sequence[Watched], probe: Probe, phases: Phases) -> None:
+async def _watch(
+    settings: OperatorSettings, watched: Sequence[Watched], probe: Probe, phases: Phases, hear: Callable[[], None]
+) -> None:
     registry = kopf.OperatorRegistry()
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # else a line for every event of every object
 
@@ -136,14 +132,16 @@ async def _watch(settings: OperatorSettings, watched: Sequence[Watched], probe: 
         settings.watching.client_timeout = 330
 
     namespaces = _namespaces(settings)
-    await kopf.operator(
+    others = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
         registry=registry,
         settings=kopf.OperatorSettings(),
         standalone=True,
         clusterwide=not namespaces,
         namespaces=list(namespaces),
     )
-    raise _ToldToStop  # kopf takes the signals that end a process for itself, and returns
+    hear()  # kopf has just taken the signals for itself, and its own end may take minutes
+    await kopf.run_tasks(tasks, ignored=others)
 
 
 def _on_event(registry: kopf.OperatorRegistry, each: Watched, probe: Probe, phases: Phases) -> None:

@@ -155,7 +155,7 @@ async def _serve_until_signal(
         status = _exit_status_of(crash.exception()) if crash.done() else 0
         return status
     finally:
-        _leave_in_time(settings.name, status)
+        leave_in_time(settings.name, status)
         for task in (told, crash, starting):
             task.cancel()
         outcomes = await asyncio.gather(starting, told, crash, return_exceptions=True)
@@ -164,7 +164,7 @@ async def _serve_until_signal(
         await background.stop()
 
 
-def _leave_in_time(name: str, status: int) -> None:
+def leave_in_time(name: str, status: int) -> None:
     """End the process after `STOP_TIMEOUT_S` though a stop, a cleanup or a thread hangs; a hung stop is a failure."""
 
     def leave() -> None:
