@@ -1,6 +1,7 @@
 # `make demo` and `make test` each do all the set-up they need. `make help` lists the rest.
 PYTHON ?= python3
 VENV ?= .venv
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 export UV_NO_PROGRESS ?= 0
@@ -34,7 +35,7 @@ types: $(VENV)/.dev-ready
 	@$(BIN)/mypy
 
 unit: $(VENV)/.dev-ready
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
 cluster-parts: $(VENV)/.dev-ready
 	@$(BIN)/python -m talkoo_sim.cluster prepare || echo "==> NO REAL CLUSTER: tests that need one are not run, and the last lines say which"

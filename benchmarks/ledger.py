@@ -41,6 +41,7 @@ from talkoo_core.signing import PrivateKey
 from talkoo_runtime.grpc_client import error_from_rpc
 from talkoo_runtime.transactions import sign_transaction, transaction_hash
 from talkoo_sim.comet_processes import CometLedgers
+from talkoo_sim.figures import spread
 from talkoo_sim.ledger_chain import key_of
 from talkoo_sim.ledger_processes import Ledgers
 
@@ -279,18 +280,6 @@ def usage(ledgers: Ledgers, live: Sequence[str]) -> dict[str, Usage]:
 
 def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """n, p50, p95, p99 and the largest."""
-    if not values:
-        return {"n": 0}
-    ordered = sorted(values)
-
-    def at(share: float) -> float:
-        return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 4)
-
-    return {"n": len(ordered), "p50": at(0.50), "p95": at(0.95), "p99": at(0.99), "max": round(ordered[-1], 4)}
 
 
 async def until_all_decide(ledgers: Ledgers, live: Sequence[str]) -> None:

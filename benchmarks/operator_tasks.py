@@ -26,7 +26,6 @@ import platform
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from typing import Any
 import psutil
 from kubernetes.aio import client, config, watch
 from talkoo_operator.heartbeats import pace_s
+from talkoo_operator.metrics import TASK
 from talkoo_operator.node_api import LEASE_PREFIX
 
 from talkoo.client_async import AsyncClient
@@ -41,6 +41,7 @@ from talkoo.profile import Profile
 from talkoo_core.errors import TalkooError, Unavailable
 from talkoo_sim.cluster.cluster import Cluster
 from talkoo_sim.cluster.layout import Layout
+from talkoo_sim.figures import spread
 from talkoo_sim.operator_bed import (
     NAMESPACE,
     Bed,
@@ -53,6 +54,7 @@ from talkoo_sim.operator_bed import (
     task,
 )
 from talkoo_sim.ports import free_port
+from talkoo_sim.scraping import scrape
 
 GROUP, VERSION, TASKS = "talkoo.dev", "v1alpha1", "trainingtasks"
 USER, SPACE, RICH_TLK = "alice", "bench", 5_000_000
@@ -61,15 +63,6 @@ EVENTS = 50
 BEATS_FOR_S, IDLE_FOR_S = 60.0, 20.0
 PATIENCE_S = 900.0
 Object = dict[str, Any]
-
-
-def spread(values: Sequence[float]) -> Object:
-    ordered = sorted(values)
-
-    def at(part: float) -> float:
-        return round(ordered[min(len(ordered) - 1, int(part * len(ordered)))], 3)
-
-    return {"n": len(ordered), "p50": at(0.5), "p95": at(0.95), "p99": at(0.99), "max": round(ordered[-1], 3)}
 
 
 def is_scheduled(status: Object) -> bool:
@@ -173,13 +166,6 @@ async def measure_events(seen: Seen, federation: LocalFederation, count: int) ->
     return spread(taken)
 
 
-def metric(port: int, name: str) -> float:
-    """The sum over all series of it about TrainingTasks."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{") and TASKS[:-1] in line.lower())
-
-
 async def measure_resync(api: Any, bed: Bed, objects: int) -> Object:
     there = len((await api.list_namespaced_custom_object(GROUP, VERSION, SPACE, TASKS))["items"])
     await create(api, [task(SPACE, f"held-{number}", suspend=True) for number in range(max(0, objects - there))])
@@ -193,8 +179,9 @@ async def measure_resync(api: Any, bed: Bed, objects: int) -> Object:
         if time.monotonic() > end:
             raise Unavailable(f"not within {PATIENCE_S:.0f} s: all are looked at ({looked:.0f}, {depth:.0f} wait)")
         await asyncio.sleep(0.2)  # between two scrapes
-        looked = await asyncio.to_thread(metric, port, "talkoo_operator_reconciles_total")
-        depth = await asyncio.to_thread(metric, port, "talkoo_operator_queue_depth")
+        seen = await scrape(port)
+        looked = seen.total("talkoo_operator_reconciles_total", kind=TASK)
+        depth = seen.total("talkoo_operator_queue_depth", kind=TASK)
     rss = psutil.Process(successor.process.pid).memory_info().rss
     return {"objects": objects, "seconds": round(time.monotonic() - began, 2), "operator_mb": round(rss / 2**20, 1)}
 

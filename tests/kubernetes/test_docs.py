@@ -31,7 +31,7 @@ def test_every_reason_of_a_task_is_explained() -> None:
     words = set(re.findall(r'"([A-Z][a-z]+(?:[A-Z][a-z]+)*)"', text))
     others = {
         *("Pending", "Running", "Verifying", "Succeeded", "Failed", "True", "False", "Unknown"),  # phases, values
-        *("Accepted", "Funded", "Placed", "Verified"),  # conditions
+        *("Accepted", "Funded", "Placed", "Verified", "Ready"),  # conditions, the last of other kinds
         *("InEscrow", "AllSegmentsAccepted", "SegmentsOpen", "NoPause", "NotSuspended"),  # reasons of one condition
         *("Normal", "Warning", "Submitted", "ModelVersion"),  # events, a kind
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 
 from talkoo_sim.ports import RANGE_FILE, free_port, free_ports
 
@@ -22,3 +24,16 @@ def test_a_port_somebody_listens_on_is_passed_over() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", here + 1))
         assert free_port() != here + 1
+
+
+def test_a_port_is_one_process_s_until_that_ends() -> None:
+    begun = free_port()
+    code = f"from talkoo_sim import ports; ports._next = {begun} - ports.FIRST_PORT; print(ports.free_port())"
+
+    def other() -> int:
+        return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+    next_one = other()
+
+    assert next_one > begun, "ours is not given again, though nobody listens there"
+    assert other() == next_one, "what belonged to a process that ended is free"

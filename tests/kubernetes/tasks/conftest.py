@@ -19,7 +19,7 @@ from talkoo_sim.operator_bed import (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederation]:
     made = LocalFederation(tmp_path_factory.mktemp("bed") / "home", {"alice": 500, "bob": 50, "carol": 10})
     try:
@@ -36,9 +36,12 @@ def api_server(control_plane: Cluster) -> Cluster:
     return control_plane
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def standing() -> Iterator[list[OperatorProcess]]:
-    """The operator of all tests that do not kill theirs: starting one takes longer than what they do with it."""
+    """The operator of all tests that do not kill theirs: starting one takes longer than what they do with it.
+
+    It ends with this folder: it would look after the objects of whoever uses the cluster next.
+    """
     made: list[OperatorProcess] = []
     yield made
     for each in made:
