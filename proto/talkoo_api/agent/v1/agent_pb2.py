@@ -24,33 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftalkoo_api/agent/v1/agent.proto\x12\x13talkoo_api.agent.v1\"5\n\x11RendezvousRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"0\n\x12RendezvousResponse\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"B\n\x0bLogsRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\x12\x12\n\ntail_lines\x18\x03 \x01(\r\"D\n\x07LogLine\x12\x0f\n\x07time_ns\x18\x01 \x01(\x03\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\"\"\n\x0fProgressRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"\xb8\x01\n\x0eProgressUpdate\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x0c\n\x04loss\x18\x05 \x01(\x02\x12\x1a\n\x12samples_per_second\x18\x06 \x01(\x01\x12\x0c\n\x04node\x18\x07 \x01(\t\x12\x0f\n\x07segment\x18\x08 \x01(\r\x12\x0f\n\x07time_ns\x18\t \x01(\x03\x12\r\n\x05stage\x18\n \x01(\t\"G\n\x0cInferRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\ninput_json\x18\x03 \x01(\x0c\"s\n\rInferResponse\x12\x13\n\x0boutput_json\x18\x01 \x01(\x0c\x12\x15\n\routput_sha256\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x12\n\npublic_key\x18\x05 \x01(\x0c\"\x11\n\x0f\x44\x65scribeRequest\"\xd4\x01\n\x0b\x44\x65scription\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0corganization\x18\x03 \x01(\t\x12\x16\n\x0ehardware_class\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bspeed_flops\x18\x07 \x01(\x04\x12\x10\n\x08power_mw\x18\x08 \x01(\x04\x12\x14\n\x0cpower_source\x18\t \x01(\t\x12\x15\n\rrunning_tasks\x18\n \x03(\t2\xad\x03\n\x05\x41gent\x12]\n\nRendezvous\x12&.talkoo_api.agent.v1.RendezvousRequest\x1a\'.talkoo_api.agent.v1.RendezvousResponse\x12H\n\x04Logs\x12 .talkoo_api.agent.v1.LogsRequest\x1a\x1c.talkoo_api.agent.v1.LogLine0\x01\x12W\n\x08Progress\x12$.talkoo_api.agent.v1.ProgressRequest\x1a#.talkoo_api.agent.v1.ProgressUpdate0\x01\x12N\n\x05Infer\x12!.talkoo_api.agent.v1.InferRequest\x1a\".talkoo_api.agent.v1.InferResponse\x12R\n\x08\x44\x65scribe\x12$.talkoo_api.agent.v1.DescribeRequest\x1a .talkoo_api.agent.v1.Descriptionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftalkoo_api/agent/v1/agent.proto\x12\x13talkoo_api.agent.v1\"N\n\nRelayChunk\x12\x32\n\x02to\x18\x01 \x01(\x0b\x32&.talkoo_api.agent.v1.RendezvousRequest\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"5\n\x11RendezvousRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"0\n\x12RendezvousResponse\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"B\n\x0bLogsRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\x12\x12\n\ntail_lines\x18\x03 \x01(\r\"D\n\x07LogLine\x12\x0f\n\x07time_ns\x18\x01 \x01(\x03\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\"\"\n\x0fProgressRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"\xb8\x01\n\x0eProgressUpdate\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x0c\n\x04loss\x18\x05 \x01(\x02\x12\x1a\n\x12samples_per_second\x18\x06 \x01(\x01\x12\x0c\n\x04node\x18\x07 \x01(\t\x12\x0f\n\x07segment\x18\x08 \x01(\r\x12\x0f\n\x07time_ns\x18\t \x01(\x03\x12\r\n\x05stage\x18\n \x01(\t\"G\n\x0cInferRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\ninput_json\x18\x03 \x01(\x0c\"s\n\rInferResponse\x12\x13\n\x0boutput_json\x18\x01 \x01(\x0c\x12\x15\n\routput_sha256\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x12\n\npublic_key\x18\x05 \x01(\x0c\"\x11\n\x0f\x44\x65scribeRequest\"\xd4\x01\n\x0b\x44\x65scription\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0corganization\x18\x03 \x01(\t\x12\x16\n\x0ehardware_class\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bspeed_flops\x18\x07 \x01(\x04\x12\x10\n\x08power_mw\x18\x08 \x01(\x04\x12\x14\n\x0cpower_source\x18\t \x01(\t\x12\x15\n\rrunning_tasks\x18\n \x03(\t2\xfc\x03\n\x05\x41gent\x12]\n\nRendezvous\x12&.talkoo_api.agent.v1.RendezvousRequest\x1a\'.talkoo_api.agent.v1.RendezvousResponse\x12H\n\x04Logs\x12 .talkoo_api.agent.v1.LogsRequest\x1a\x1c.talkoo_api.agent.v1.LogLine0\x01\x12W\n\x08Progress\x12$.talkoo_api.agent.v1.ProgressRequest\x1a#.talkoo_api.agent.v1.ProgressUpdate0\x01\x12N\n\x05Infer\x12!.talkoo_api.agent.v1.InferRequest\x1a\".talkoo_api.agent.v1.InferResponse\x12R\n\x08\x44\x65scribe\x12$.talkoo_api.agent.v1.DescribeRequest\x1a .talkoo_api.agent.v1.Description\x12M\n\x05Relay\x12\x1f.talkoo_api.agent.v1.RelayChunk\x1a\x1f.talkoo_api.agent.v1.RelayChunk(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'talkoo_api.agent.v1.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RENDEZVOUSREQUEST']._serialized_start=56
-  _globals['_RENDEZVOUSREQUEST']._serialized_end=109
-  _globals['_RENDEZVOUSRESPONSE']._serialized_start=111
-  _globals['_RENDEZVOUSRESPONSE']._serialized_end=159
-  _globals['_LOGSREQUEST']._serialized_start=161
-  _globals['_LOGSREQUEST']._serialized_end=227
-  _globals['_LOGLINE']._serialized_start=229
-  _globals['_LOGLINE']._serialized_end=297
-  _globals['_PROGRESSREQUEST']._serialized_start=299
-  _globals['_PROGRESSREQUEST']._serialized_end=333
-  _globals['_PROGRESSUPDATE']._serialized_start=336
-  _globals['_PROGRESSUPDATE']._serialized_end=520
-  _globals['_INFERREQUEST']._serialized_start=522
-  _globals['_INFERREQUEST']._serialized_end=593
-  _globals['_INFERRESPONSE']._serialized_start=595
-  _globals['_INFERRESPONSE']._serialized_end=710
-  _globals['_DESCRIBEREQUEST']._serialized_start=712
-  _globals['_DESCRIBEREQUEST']._serialized_end=729
-  _globals['_DESCRIPTION']._serialized_start=732
-  _globals['_DESCRIPTION']._serialized_end=944
-  _globals['_AGENT']._serialized_start=947
-  _globals['_AGENT']._serialized_end=1376
+  _globals['_RELAYCHUNK']._serialized_start=56
+  _globals['_RELAYCHUNK']._serialized_end=134
+  _globals['_RENDEZVOUSREQUEST']._serialized_start=136
+  _globals['_RENDEZVOUSREQUEST']._serialized_end=189
+  _globals['_RENDEZVOUSRESPONSE']._serialized_start=191
+  _globals['_RENDEZVOUSRESPONSE']._serialized_end=239
+  _globals['_LOGSREQUEST']._serialized_start=241
+  _globals['_LOGSREQUEST']._serialized_end=307
+  _globals['_LOGLINE']._serialized_start=309
+  _globals['_LOGLINE']._serialized_end=377
+  _globals['_PROGRESSREQUEST']._serialized_start=379
+  _globals['_PROGRESSREQUEST']._serialized_end=413
+  _globals['_PROGRESSUPDATE']._serialized_start=416
+  _globals['_PROGRESSUPDATE']._serialized_end=600
+  _globals['_INFERREQUEST']._serialized_start=602
+  _globals['_INFERREQUEST']._serialized_end=673
+  _globals['_INFERRESPONSE']._serialized_start=675
+  _globals['_INFERRESPONSE']._serialized_end=790
+  _globals['_DESCRIBEREQUEST']._serialized_start=792
+  _globals['_DESCRIBEREQUEST']._serialized_end=809
+  _globals['_DESCRIPTION']._serialized_start=812
+  _globals['_DESCRIPTION']._serialized_end=1024
+  _globals['_AGENT']._serialized_start=1027
+  _globals['_AGENT']._serialized_end=1535
 # @@protoc_insertion_point(module_scope)

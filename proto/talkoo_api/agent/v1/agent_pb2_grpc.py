@@ -60,6 +60,11 @@ class AgentStub:
                 request_serializer=talkoo__api_dot_agent_dot_v1_dot_agent__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=talkoo__api_dot_agent_dot_v1_dot_agent__pb2.Description.FromString,
                 _registered_method=True)
+        self.Relay = channel.stream_stream(
+                '/talkoo_api.agent.v1.Agent/Relay',
+                request_serializer=talkoo__api_dot_agent_dot_v1_dot_agent__pb2.RelayChunk.SerializeToString,
+                response_deserializer=talkoo__api_dot_agent_dot_v1_dot_agent__pb2.RelayChunk.FromString,
+                _registered_method=True)
 
 
 class AgentServicer:
@@ -97,6 +102,14 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Relay(self, request_iterator, context):
+        """One connection of a trainer that cannot be dialled, or cannot dial, to where rank 0 listens here. Both ends send
+        what they read from their socket; the stream ends with the connection.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -124,6 +137,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=talkoo__api_dot_agent_dot_v1_dot_agent__pb2.DescribeRequest.FromString,
                     response_serializer=talkoo__api_dot_agent_dot_v1_dot_agent__pb2.Description.SerializeToString,
+            ),
+            'Relay': grpc.stream_stream_rpc_method_handler(
+                    servicer.Relay,
+                    request_deserializer=talkoo__api_dot_agent_dot_v1_dot_agent__pb2.RelayChunk.FromString,
+                    response_serializer=talkoo__api_dot_agent_dot_v1_dot_agent__pb2.RelayChunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -262,6 +280,33 @@ class Agent:
             '/talkoo_api.agent.v1.Agent/Describe',
             talkoo__api_dot_agent_dot_v1_dot_agent__pb2.DescribeRequest.SerializeToString,
             talkoo__api_dot_agent_dot_v1_dot_agent__pb2.Description.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Relay(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/talkoo_api.agent.v1.Agent/Relay',
+            talkoo__api_dot_agent_dot_v1_dot_agent__pb2.RelayChunk.SerializeToString,
+            talkoo__api_dot_agent_dot_v1_dot_agent__pb2.RelayChunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -99,6 +99,11 @@ class GatewayStub:
                 request_serializer=talkoo__api_dot_gateway_dot_v1_dot_gateway__pb2.GetBlobRequest.SerializeToString,
                 response_deserializer=talkoo__api_dot_gateway_dot_v1_dot_gateway__pb2.BlobChunk.FromString,
                 _registered_method=True)
+        self.StatBlob = channel.unary_unary(
+                '/talkoo_api.gateway.v1.Gateway/StatBlob',
+                request_serializer=talkoo__api_dot_gateway_dot_v1_dot_gateway__pb2.GetBlobRequest.SerializeToString,
+                response_deserializer=talkoo__api_dot_gateway_dot_v1_dot_gateway__pb2.BlobInfo.FromString,
+                _registered_method=True)
         self.ListOffers = channel.unary_unary(
                 '/talkoo_api.gateway.v1.Gateway/ListOffers',
                 request_serializer=talkoo__api_dot_scheduler_dot_v1_dot_scheduler__pb2.ListOffersRequest.SerializeToString,
@@ -218,6 +223,12 @@ class GatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StatBlob(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListOffers(self, request, context):
         """Scheduling.
         """
@@ -331,6 +342,11 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.GetBlob,
                     request_deserializer=talkoo__api_dot_gateway_dot_v1_dot_gateway__pb2.GetBlobRequest.FromString,
                     response_serializer=talkoo__api_dot_gateway_dot_v1_dot_gateway__pb2.BlobChunk.SerializeToString,
+            ),
+            'StatBlob': grpc.unary_unary_rpc_method_handler(
+                    servicer.StatBlob,
+                    request_deserializer=talkoo__api_dot_gateway_dot_v1_dot_gateway__pb2.GetBlobRequest.FromString,
+                    response_serializer=talkoo__api_dot_gateway_dot_v1_dot_gateway__pb2.BlobInfo.SerializeToString,
             ),
             'ListOffers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOffers,
@@ -697,6 +713,33 @@ class Gateway:
             '/talkoo_api.gateway.v1.Gateway/GetBlob',
             talkoo__api_dot_gateway_dot_v1_dot_gateway__pb2.GetBlobRequest.SerializeToString,
             talkoo__api_dot_gateway_dot_v1_dot_gateway__pb2.BlobChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StatBlob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/talkoo_api.gateway.v1.Gateway/StatBlob',
+            talkoo__api_dot_gateway_dot_v1_dot_gateway__pb2.GetBlobRequest.SerializeToString,
+            talkoo__api_dot_gateway_dot_v1_dot_gateway__pb2.BlobInfo.FromString,
             options,
             channel_credentials,
             insecure,

@@ -137,6 +137,7 @@ class Organization(_message.Message):
     SLASHED_UTLK_FIELD_NUMBER: _builtins.int
     FORMER_KEYS_FIELD_NUMBER: _builtins.int
     LEFT_HEIGHT_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     owner: _builtins.str
     """address: holds stake, endorses nodes, receives"""
@@ -163,6 +164,8 @@ class Organization(_message.Message):
     slashed_utlk: _builtins.int
     left_height: _builtins.int
     """0: a member"""
+    authority: _builtins.bytes
+    """its certificate authority (X.509, DER); empty where members have it in another way"""
     @_builtins.property
     def listed_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """addresses from genesis that need no endorsement"""
@@ -191,10 +194,11 @@ class Organization(_message.Message):
         slashed_utlk: _builtins.int = ...,
         former_keys: _abc.Iterable[Global___FormerKey] | None = ...,
         left_height: _builtins.int = ...,
+        authority: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_gflop", b"credit_gflop", "credit_rest_mflop", b"credit_rest_mflop", "epoch_verdicts", b"epoch_verdicts", "former_keys", b"former_keys", "jailed_until_height", b"jailed_until_height", "left_height", b"left_height", "listed_nodes", b"listed_nodes", "name", b"name", "owner", b"owner", "owner_key", b"owner_key", "power", b"power", "punished_height", b"punished_height", "scheduler", b"scheduler", "slashed_utlk", b"slashed_utlk", "stake_utlk", b"stake_utlk", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "credit_gflop", b"credit_gflop", "credit_rest_mflop", b"credit_rest_mflop", "epoch_verdicts", b"epoch_verdicts", "former_keys", b"former_keys", "jailed_until_height", b"jailed_until_height", "left_height", b"left_height", "listed_nodes", b"listed_nodes", "name", b"name", "owner", b"owner", "owner_key", b"owner_key", "power", b"power", "punished_height", b"punished_height", "scheduler", b"scheduler", "slashed_utlk", b"slashed_utlk", "stake_utlk", b"stake_utlk", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -238,6 +242,7 @@ class MembershipApplication(_message.Message):
     VALIDATOR_FIELD_NUMBER: _builtins.int
     APPROVALS_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     owner: _builtins.str
     owner_key: _builtins.bytes
@@ -246,6 +251,8 @@ class MembershipApplication(_message.Message):
     validator: _builtins.str
     height: _builtins.int
     """of the application"""
+    authority: _builtins.bytes
+    """X.509, DER"""
     @_builtins.property
     def approvals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """names of members"""
@@ -261,10 +268,11 @@ class MembershipApplication(_message.Message):
         validator: _builtins.str = ...,
         approvals: _abc.Iterable[_builtins.str] | None = ...,
         height: _builtins.int = ...,
+        authority: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals", "height", b"height", "name", b"name", "owner", b"owner", "owner_key", b"owner_key", "scheduler", b"scheduler", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvals", b"approvals", "authority", b"authority", "height", b"height", "name", b"name", "owner", b"owner", "owner_key", b"owner_key", "scheduler", b"scheduler", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,6 +305,7 @@ class Node(_message.Message):
     FORGED_SEGMENTS_FIELD_NUMBER: _builtins.int
     VERIFIED_REST_FLOP_FIELD_NUMBER: _builtins.int
     EPOCH_MFLOP_FIELD_NUMBER: _builtins.int
+    OUTBOUND_ONLY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """address"""
     name: _builtins.str
@@ -325,6 +334,8 @@ class Node(_message.Message):
     """verified work not yet a whole GFLOP"""
     epoch_mflop: _builtins.int
     """verified in this epoch, for the split of its emission"""
+    outbound_only: _builtins.bool
+    """it dials other organizations' nodes; they cannot dial it"""
     def __init__(
         self,
         *,
@@ -351,10 +362,11 @@ class Node(_message.Message):
         forged_segments: _builtins.int = ...,
         verified_rest_flop: _builtins.int = ...,
         epoch_mflop: _builtins.int = ...,
+        outbound_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "earned_utlk", b"earned_utlk", "endpoint", b"endpoint", "energy_mj", b"energy_mj", "epoch_mflop", b"epoch_mflop", "forged_segments", b"forged_segments", "hardware_class", b"hardware_class", "id", b"id", "jailed", b"jailed", "jailed_until_height", b"jailed_until_height", "memory_bytes", b"memory_bytes", "name", b"name", "organization", b"organization", "power_mw", b"power_mw", "power_source", b"power_source", "price_utlk_per_gflop", b"price_utlk_per_gflop", "request_price_utlk", b"request_price_utlk", "slashed_utlk", b"slashed_utlk", "speed_flops", b"speed_flops", "stake_utlk", b"stake_utlk", "verified_gflop", b"verified_gflop", "verified_rest_flop", b"verified_rest_flop", "verified_segments", b"verified_segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "earned_utlk", b"earned_utlk", "endpoint", b"endpoint", "energy_mj", b"energy_mj", "epoch_mflop", b"epoch_mflop", "forged_segments", b"forged_segments", "hardware_class", b"hardware_class", "id", b"id", "jailed", b"jailed", "jailed_until_height", b"jailed_until_height", "memory_bytes", b"memory_bytes", "name", b"name", "organization", b"organization", "outbound_only", b"outbound_only", "power_mw", b"power_mw", "power_source", b"power_source", "price_utlk_per_gflop", b"price_utlk_per_gflop", "request_price_utlk", b"request_price_utlk", "slashed_utlk", b"slashed_utlk", "speed_flops", b"speed_flops", "stake_utlk", b"stake_utlk", "verified_gflop", b"verified_gflop", "verified_rest_flop", b"verified_rest_flop", "verified_segments", b"verified_segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -251,6 +251,7 @@ class RegisterNode(_message.Message):
     POWER_SOURCE_FIELD_NUMBER: _builtins.int
     REQUEST_PRICE_UTLK_FIELD_NUMBER: _builtins.int
     ENDORSEMENT_FIELD_NUMBER: _builtins.int
+    OUTBOUND_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     organization: _builtins.str
     """must list the sender under `node_keys` of genesis, or carry the organization's endorsement"""
@@ -275,6 +276,8 @@ class RegisterNode(_message.Message):
     """price of one model request served by the node"""
     endorsement: _builtins.bytes
     """organization owner's signature over "talkoo/node/v1\\n" + chain id + "\\n" + node id"""
+    outbound_only: _builtins.bool
+    """the node dials other organizations' nodes; they cannot dial it"""
     def __init__(
         self,
         *,
@@ -291,10 +294,11 @@ class RegisterNode(_message.Message):
         power_source: _builtins.str = ...,
         request_price_utlk: _builtins.int = ...,
         endorsement: _builtins.bytes = ...,
+        outbound_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "endorsement", b"endorsement", "endpoint", b"endpoint", "hardware_class", b"hardware_class", "memory_bytes", b"memory_bytes", "name", b"name", "organization", b"organization", "power_mw", b"power_mw", "power_source", b"power_source", "price_utlk_per_gflop", b"price_utlk_per_gflop", "request_price_utlk", b"request_price_utlk", "speed_flops", b"speed_flops", "stake_utlk", b"stake_utlk"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "endorsement", b"endorsement", "endpoint", b"endpoint", "hardware_class", b"hardware_class", "memory_bytes", b"memory_bytes", "name", b"name", "organization", b"organization", "outbound_only", b"outbound_only", "power_mw", b"power_mw", "power_source", b"power_source", "price_utlk_per_gflop", b"price_utlk_per_gflop", "request_price_utlk", b"request_price_utlk", "speed_flops", b"speed_flops", "stake_utlk", b"stake_utlk"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -312,6 +316,7 @@ class ApplyMembership(_message.Message):
     PROOF_OF_POSSESSION_FIELD_NUMBER: _builtins.int
     SCHEDULER_FIELD_NUMBER: _builtins.int
     VALIDATOR_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     owner_key: _builtins.bytes
     """the sender's public key; it endorses nodes"""
@@ -323,6 +328,8 @@ class ApplyMembership(_message.Message):
     """address of the scheduler's key"""
     validator: _builtins.str
     """address of the verdict key"""
+    authority: _builtins.bytes
+    """its certificate authority (X.509, DER), trusted by members from admission on; empty: none"""
     def __init__(
         self,
         *,
@@ -332,10 +339,11 @@ class ApplyMembership(_message.Message):
         proof_of_possession: _builtins.bytes = ...,
         scheduler: _builtins.str = ...,
         validator: _builtins.str = ...,
+        authority: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "owner_key", b"owner_key", "proof_of_possession", b"proof_of_possession", "scheduler", b"scheduler", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "name", b"name", "owner_key", b"owner_key", "proof_of_possession", b"proof_of_possession", "scheduler", b"scheduler", "validator", b"validator", "validator_key", b"validator_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,6 +19,28 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class ShareOffersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def offers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Offer]:
+        """of nodes of the caller's organization; all that it has"""
+
+    def __init__(
+        self,
+        *,
+        offers: _abc.Iterable[Global___Offer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offers", b"offers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareOffersRequest: _TypeAlias = ShareOffersRequest  # noqa: Y015
+
+@_typing.final
 class Offer(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -36,6 +58,7 @@ class Offer(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    OUTBOUND_ONLY_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     organization: _builtins.str
@@ -51,6 +74,8 @@ class Offer(_message.Message):
     """why it is not ready"""
     slots: _builtins.int
     """shards it takes at once"""
+    outbound_only: _builtins.bool
+    """other organizations' nodes cannot dial it"""
     @_builtins.property
     def running_tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -72,10 +97,11 @@ class Offer(_message.Message):
         state: _builtins.str = ...,
         reason: _builtins.str = ...,
         slots: _builtins.int = ...,
+        outbound_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "free_memory_bytes", b"free_memory_bytes", "hardware_class", b"hardware_class", "name", b"name", "node_id", b"node_id", "organization", b"organization", "price_utlk_per_gflop", b"price_utlk_per_gflop", "reason", b"reason", "request_price_utlk", b"request_price_utlk", "running_tasks", b"running_tasks", "served_models", b"served_models", "slots", b"slots", "speed_flops", b"speed_flops", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "free_memory_bytes", b"free_memory_bytes", "hardware_class", b"hardware_class", "name", b"name", "node_id", b"node_id", "organization", b"organization", "outbound_only", b"outbound_only", "price_utlk_per_gflop", b"price_utlk_per_gflop", "reason", b"reason", "request_price_utlk", b"request_price_utlk", "running_tasks", b"running_tasks", "served_models", b"served_models", "slots", b"slots", "speed_flops", b"speed_flops", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

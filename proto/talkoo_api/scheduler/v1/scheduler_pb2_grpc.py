@@ -60,6 +60,11 @@ class SchedulerStub:
                 request_serializer=talkoo__api_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportShardRequest.SerializeToString,
                 response_deserializer=talkoo__api_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportShardResponse.FromString,
                 _registered_method=True)
+        self.ShareOffers = channel.unary_unary(
+                '/talkoo_api.scheduler.v1.Scheduler/ShareOffers',
+                request_serializer=talkoo__api_dot_scheduler_dot_v1_dot_scheduler__pb2.ShareOffersRequest.SerializeToString,
+                response_deserializer=talkoo__api_dot_scheduler_dot_v1_dot_scheduler__pb2.OfferResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServicer:
@@ -99,6 +104,13 @@ class SchedulerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareOffers(self, request, context):
+        """From the scheduler of an organization with an etcd of its own: what its nodes offer, to be sent again before it ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.ReportShard,
                     request_deserializer=talkoo__api_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportShardRequest.FromString,
                     response_serializer=talkoo__api_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportShardResponse.SerializeToString,
+            ),
+            'ShareOffers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareOffers,
+                    request_deserializer=talkoo__api_dot_scheduler_dot_v1_dot_scheduler__pb2.ShareOffersRequest.FromString,
+                    response_serializer=talkoo__api_dot_scheduler_dot_v1_dot_scheduler__pb2.OfferResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +281,33 @@ class Scheduler:
             '/talkoo_api.scheduler.v1.Scheduler/ReportShard',
             talkoo__api_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportShardRequest.SerializeToString,
             talkoo__api_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareOffers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/talkoo_api.scheduler.v1.Scheduler/ShareOffers',
+            talkoo__api_dot_scheduler_dot_v1_dot_scheduler__pb2.ShareOffersRequest.SerializeToString,
+            talkoo__api_dot_scheduler_dot_v1_dot_scheduler__pb2.OfferResponse.FromString,
             options,
             channel_credentials,
             insecure,
