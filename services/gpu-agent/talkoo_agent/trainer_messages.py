@@ -54,6 +54,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     work_dir: str
     """Transcripts and checkpoints of finished segments go here, one folder each."""
     backend: str = "gloo"
+    exchange: str = "mesh"
+    """`mesh`: by the backend, every rank reaching every other; `star`: through rank 0, which all must reach."""
     duty: float = 1.0
     peer_timeout_s: float = PEER_TIMEOUT_S
     forge_from_segment: int = -1

@@ -19,6 +19,7 @@ from torch._C._distributed_c10d import TCPStore  # torch.distributed gives it wi
 from torch.nn.parallel import DistributedDataParallel
 
 from talkoo_agent.processor import processor_name
+from talkoo_agent.trainer import star
 from talkoo_agent.trainer.exchange import Exchange
 from talkoo_agent.trainer.failures import first_line, is_network, raise_again
 from talkoo_agent.trainer.forger import Forger
@@ -97,9 +98,11 @@ class Rank:
             )
             if first:
                 self._send(Listening(host=start.host, port=self._store.port))
-            dist.init_process_group(
-                start.backend, store=self._store, rank=start.rank, world_size=self._world, timeout=limit
-            )
+            backend = start.backend
+            if start.exchange == star.NAME:
+                star.register()
+                backend = star.NAME
+            dist.init_process_group(backend, store=self._store, rank=start.rank, world_size=self._world, timeout=limit)
             self._ddp = DistributedDataParallel(self._state.module, forward_sync_buffers=False)
         except (RuntimeError, TimeoutError) as error:
             raise Unavailable(
