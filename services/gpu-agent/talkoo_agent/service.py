@@ -8,6 +8,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 from talkoo_api.agent.v1 import agent_pb2, agent_pb2_grpc
@@ -49,18 +50,24 @@ class Peers:
     async def rendezvous(
         self, endpoint: str, request: agent_pb2.RendezvousRequest, timeout_s: float
     ) -> agent_pb2.RendezvousResponse:
+        stub = await self._stub(endpoint)
+        try:
+            response: agent_pb2.RendezvousResponse = await stub.Rendezvous(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise_from_rpc(error)
+        return response
+
+    async def relay(self, endpoint: str) -> Any:
+        return (await self._stub(endpoint)).Relay()
+
+    async def _stub(self, endpoint: str) -> Any:
         if endpoint not in self._channels:
             self._channels[endpoint] = service_channel(self._settings, endpoint)
             if len(self._channels) > MAX_PEER_CHANNELS:
                 _, oldest = self._channels.popitem(last=False)
                 await oldest.close()
         self._channels.move_to_end(endpoint)
-        stub = agent_pb2_grpc.AgentStub(self._channels[endpoint])  # type: ignore[no-untyped-call]
-        try:
-            response: agent_pb2.RendezvousResponse = await stub.Rendezvous(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise_from_rpc(error)
-        return response
+        return agent_pb2_grpc.AgentStub(self._channels[endpoint])  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
@@ -93,7 +100,7 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
     if settings.forge_from_segment != HONEST:
         log.warning("this node forges its steps from segment %d on: a demonstration", settings.forge_from_segment)
     peers, serving = Peers(settings), Serving(node)
-    work = Work(node, peers.rendezvous)
+    work = Work(node, peers)
     watch_shards(work.rates, settings.slots)
     watch_gpus(lambda: node.watch.latest, lambda: node.pods)
     server = make_server()

@@ -8,9 +8,11 @@ from typing import Any
 from talkoo_api.agent.v1 import agent_pb2, agent_pb2_grpc
 
 from talkoo_agent.node import Node
+from talkoo_agent.relay import relay
 from talkoo_agent.serving import Serving
+from talkoo_agent.trainer_messages import Listening
 from talkoo_agent.work import Work
-from talkoo_core.errors import NotFound, Unavailable
+from talkoo_core.errors import InvalidInput, NotFound, PermissionDenied, Unavailable
 from talkoo_runtime.identity import identity_of, require
 
 READERS = {"gateway", "user", "supervisor", "scheduler"}
@@ -25,13 +27,35 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         self, request: agent_pb2.RendezvousRequest, context: Any
     ) -> agent_pb2.RendezvousResponse:
         require(identity_of(context), roles={"agent"})
-        shard = self._work.shard(request.task_id, request.attempt)
+        listening = self._listening(request)
+        return agent_pb2.RendezvousResponse(host=listening.host, port=listening.port)
+
+    async def Relay(
+        self, requests: AsyncIterator[agent_pb2.RelayChunk], context: Any
+    ) -> AsyncIterator[agent_pb2.RelayChunk]:
+        """To rank 0 here, for the agent of another node of the same gang."""
+        identity = identity_of(context)
+        require(identity, roles={"agent"})
+        first = await anext(aiter(requests), None)
+        if first is None or not first.to.task_id:
+            raise InvalidInput("the first chunk of a relay names the task and attempt", code="bad_relay")
+        listening = self._listening(first.to)
+        task = await self._node.ledger.task(first.to.task_id)
+        gang = [await self._node.ledger.node(shard.node_id) for shard in task.shards]
+        if (identity.organization, identity.name) not in {(node.organization, node.name) for node in gang}:
+            raise PermissionDenied(f"{identity} has no part in {first.to.task_id}", code="not_in_gang")
+        async for chunk in relay(listening.host, listening.port, requests):
+            yield chunk
+
+    def _listening(self, to: agent_pb2.RendezvousRequest) -> Listening:
+        """Raises Unavailable (code `not_listening`)."""
+        shard = self._work.shard(to.task_id, to.attempt)
         if shard is None or shard.listening is None:
             raise Unavailable(
-                f"rank 0 of {request.task_id}, attempt {request.attempt}, does not listen here yet; ask again",
+                f"rank 0 of {to.task_id}, attempt {to.attempt}, does not listen here yet; ask again",
                 code="not_listening",
             )
-        return agent_pb2.RendezvousResponse(host=shard.listening.host, port=shard.listening.port)
+        return shard.listening
 
     async def Logs(self, request: agent_pb2.LogsRequest, context: Any) -> AsyncIterator[agent_pb2.LogLine]:
         require(identity_of(context), roles=READERS)

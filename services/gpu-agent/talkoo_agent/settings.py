@@ -25,6 +25,8 @@ class AgentSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_f
     """Price of one model request."""
     stake_utlk: int
     """Bonded when the node registers for the first time."""
+    advertise: str = ""
+    """host:port at which others reach this node, when that is not `listen`."""
     duty: float = 1.0
     """Part of the processor's time to lend, 0.01 to 1."""
     memory_bytes: int = 0
@@ -43,6 +45,11 @@ class AgentSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_f
     """Hex: the organization owner's signature that the node belongs to it; empty when genesis lists the node."""
     forge_from_segment: int = HONEST
     """Pretend to work from this segment on, to show that audits find it; -1: honest."""
+
+    @property
+    def endpoint(self) -> str:
+        """What others are told."""
+        return self.advertise or self.listen
 
 
 def check_settings(settings: AgentSettings) -> None:

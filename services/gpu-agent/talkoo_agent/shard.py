@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 from talkoo_api.agent.v1 import agent_pb2
 from talkoo_api.ledger.v1 import state_pb2, tx_pb2
@@ -17,6 +19,7 @@ from talkoo_agent.devices import EnergyMeter
 from talkoo_agent.materials import fetch_for_task
 from talkoo_agent.metrics import FAILURES, SEGMENTS, STEPS
 from talkoo_agent.node import Node
+from talkoo_agent.relay import Door
 from talkoo_agent.rounds import ShardRun, Stage, TrainSegment
 from talkoo_agent.trainer_messages import (
     ChildFailed,
@@ -27,7 +30,7 @@ from talkoo_agent.trainer_messages import (
     SegmentDone,
     Step,
 )
-from talkoo_agent.wire import commitment_of, start_of
+from talkoo_agent.wire import commitment_of, is_star, start_of
 from talkoo_core.errors import Conflict, InvalidInput, NotFound, TalkooError, Unavailable
 from talkoo_runtime.telemetry import record, span
 
@@ -40,15 +43,26 @@ COMMIT_PAUSE_S = 1.0
 KEPT_SEGMENTS = 2
 """Older segments' files are uploaded and removed here."""
 
-AskRendezvous = Callable[[str, agent_pb2.RendezvousRequest, float], Awaitable[agent_pb2.RendezvousResponse]]
-"""(endpoint, request, timeout_s): asks another node's agent where rank 0 listens."""
+
+class Agents(Protocol):
+    """Other nodes' agents, by their endpoints."""
+
+    async def rendezvous(
+        self, endpoint: str, request: agent_pb2.RendezvousRequest, timeout_s: float
+    ) -> agent_pb2.RendezvousResponse:
+        """Where rank 0 listens. Raises Unavailable or NotFound."""
+        ...
+
+    async def relay(self, endpoint: str) -> Any:
+        """A new `Agent.Relay` call."""
+        ...
 
 
 class Shard:
     """`on_change` is called whenever `run` changed; `failure` says why the shard ended, empty otherwise."""
 
     def __init__(
-        self, node: Node, task: state_pb2.Task, rank: int, ask: AskRendezvous, on_change: Callable[[str], None]
+        self, node: Node, task: state_pb2.Task, rank: int, agents: Agents, on_change: Callable[[str], None]
     ) -> None:
         self.task_id, self.attempt, self.rank = task.id, task.attempt, rank
         self.run = ShardRun(task.attempt, Stage.STARTING, -1)
@@ -56,9 +70,10 @@ class Shard:
         self.listening: Listening | None = None
         self.samples_per_second = 0.0
         """Of the last step; 0 while nothing is trained."""
-        self._node, self._task, self._ask, self._on_change = node, task, ask, on_change
+        self._node, self._task, self._agents, self._on_change = node, task, agents, on_change
         self._folder = node.folder / "tasks" / task.id / f"attempt-{task.attempt:06d}"
         self._child: LineChild[FromTrainer] | None = None
+        self._door: Door | None = None
         self._meter = EnergyMeter(node.device)
         self._segment_began_ns = 0
         self._work: asyncio.Task[None] | None = None
@@ -73,6 +88,8 @@ class Shard:
             await asyncio.gather(self._work, return_exceptions=True)
         if self._child is not None:
             await self._child.stop()
+        if self._door is not None:
+            await self._door.close()
         await asyncio.to_thread(shutil.rmtree, self._folder, True)
 
     async def train(self, order: TrainSegment) -> None:
@@ -120,9 +137,11 @@ class Shard:
         child.on_log = self._log
         await fetch_for_task(self._node.blobs, self._task, self._folder)
         self._node.stage(self.task_id, self.attempt, "starting", steps=self._task.spec.steps)
-        host, port = (self._node.host, 0) if self.rank == 0 else await self._find_rank_0()
+        nodes = {shard.rank: await self._node.ledger.node(shard.node_id) for shard in self._task.shards}
+        star = is_star(list(nodes.values()))
+        meeting = (self._node.host, 0) if self.rank == 0 else await self._find_rank_0(nodes[0], star)
         settings, device = self._node.settings, self._node.device
-        await child.send(start_of(self._task, self.rank, self._folder, settings, device, host, port))
+        await child.send(start_of(self._task, self.rank, self._folder, settings, device, meeting, star=star))
         self._node.stage(self.task_id, self.attempt, "rendezvous", steps=self._task.spec.steps)
         return child
 
@@ -130,16 +149,22 @@ class Shard:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
 
-    async def _find_rank_0(self) -> tuple[str, int]:
-        """Poll rank 0's agent. Raises Unavailable (code `peer_lost`) after `RENDEZVOUS_TIMEOUT_S`."""
-        first = next(shard for shard in self._task.shards if shard.rank == 0)
-        endpoint = (await self._node.ledger.node(first.node_id)).endpoint
+    async def _find_rank_0(self, first: state_pb2.Node, star: bool) -> tuple[str, int]:
+        """Poll rank 0's agent. Raises Unavailable (code `peer_lost`) after `RENDEZVOUS_TIMEOUT_S`.
+
+        In a star another organization's rank 0 is reached through its agent, so this is a port of our own.
+        """
+        endpoint = first.endpoint
         request = agent_pb2.RendezvousRequest(task_id=self.task_id, attempt=self.attempt)
         deadline = time.monotonic() + RENDEZVOUS_TIMEOUT_S
         while True:
             try:
-                answer = await self._ask(endpoint, request, RENDEZVOUS_CALL_S)
-                return answer.host, answer.port
+                answer = await self._agents.rendezvous(endpoint, request, RENDEZVOUS_CALL_S)
+                if not star or first.organization == self._node.settings.organization:
+                    return answer.host, answer.port
+                self._door = Door(request, functools.partial(self._agents.relay, endpoint))
+                self._log(f"meets rank 0 of {first.organization} through its agent at {endpoint}")
+                return await self._door.open()
             except (Unavailable, NotFound) as error:
                 if time.monotonic() >= deadline:
                     raise Unavailable(

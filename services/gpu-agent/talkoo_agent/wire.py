@@ -67,8 +67,20 @@ def config_of(config_json: str) -> dict[str, object]:
     return config
 
 
+def is_star(nodes: Sequence[state_pb2.Node]) -> bool:
+    """Whether a gang of these nodes meets at rank 0 only: one of them cannot be dialled by another organization's."""
+    return len({node.organization for node in nodes}) > 1 and any(node.outbound_only for node in nodes)
+
+
 def start_of(
-    task: state_pb2.Task, rank: int, folder: Path, settings: AgentSettings, device: Device, host: str, port: int
+    task: state_pb2.Task,
+    rank: int,
+    folder: Path,
+    settings: AgentSettings,
+    device: Device,
+    meeting: tuple[str, int],
+    *,
+    star: bool,
 ) -> Start:
     """The trainer's first line. `folder` holds `code/`, `data/` and, for a resumed task, the two checkpoints."""
     spec = task.spec
@@ -76,8 +88,8 @@ def start_of(
         task=task.id,
         rank=rank,
         shares=shares_of(task),
-        host=host,
-        port=port,
+        host=meeting[0],
+        port=meeting[1],
         code_dir=str(folder / "code"),
         module=spec.module,
         config=config_of(spec.config_json),
@@ -90,6 +102,7 @@ def start_of(
         optimizer_path=str(folder / "optimizer.safetensors") if task.start_optimizer_sha256 else "",
         work_dir=str(folder / "work"),
         backend=device.backend,
+        exchange="star" if star else "mesh",
         duty=settings.duty,
         forge_from_segment=settings.forge_from_segment,
     )
@@ -130,7 +143,7 @@ def registration_of(
     return tx_pb2.RegisterNode(
         name=settings.name,
         organization=settings.organization,
-        endpoint=settings.listen,
+        endpoint=settings.endpoint,
         hardware_class=measured.hardware_class,
         device=device.description,
         memory_bytes=device.memory_bytes,
@@ -158,7 +171,7 @@ def offer_of(
         node_id=node.id,
         name=settings.name,
         organization=settings.organization,
-        endpoint=settings.listen,
+        endpoint=settings.endpoint,
         hardware_class=node.hardware_class,
         free_memory_bytes=node.memory_bytes,
         speed_flops=node.speed_flops,

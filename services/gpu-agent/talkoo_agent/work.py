@@ -24,7 +24,7 @@ from talkoo_agent.rounds import (
     Wait,
     decide,
 )
-from talkoo_agent.shard import AskRendezvous, Shard
+from talkoo_agent.shard import Agents, Shard
 from talkoo_agent.wire import failure_of_task, view_of
 from talkoo_core.errors import Conflict, NotFound, TalkooError
 from talkoo_runtime.disk import write_atomic
@@ -44,9 +44,9 @@ KEPT_BEGUN = 1_000
 class Work:
     """Runs as two background tasks: one follows blocks, one decides. Decisions are taken one at a time."""
 
-    def __init__(self, node: Node, ask: AskRendezvous) -> None:
+    def __init__(self, node: Node, agents: Agents) -> None:
         self._node = node
-        self._ask = ask
+        self._agents = agents
         self._shards: dict[str, Shard] = {}
         self._waiting: set[str] = set()
         """Placed here while no slot was free."""
@@ -146,12 +146,12 @@ class Work:
             await self._stop_shard(shard)
             self._note(task.id)  # a higher attempt may want this node again
         elif isinstance(decision, HandBack):
-            given = shard or Shard(self._node, task, decision.rank, self._ask, self._note)
+            given = shard or Shard(self._node, task, decision.rank, self._agents, self._note)
             await self._report(given, "node_drained", decision.reason)
             if shard is not None:
                 await self._stop_shard(shard)
         elif isinstance(decision, ReportLost):
-            lost = Shard(self._node, task, decision.rank, self._ask, self._note)
+            lost = Shard(self._node, task, decision.rank, self._agents, self._note)
             await self._report(lost, "node_lost", decision.reason)
 
     async def _start_shard(self, task: state_pb2.Task, rank: int) -> None:
@@ -162,7 +162,7 @@ class Work:
         self._begun[task.id] = task.attempt
         self._begun = dict(list(self._begun.items())[-KEPT_BEGUN:])
         write_atomic(self._begun_path, json.dumps(self._begun).encode())
-        shard = Shard(self._node, task, rank, self._ask, self._note)
+        shard = Shard(self._node, task, rank, self._agents, self._note)
         self._shards[task.id] = shard
         self._node.logs.of(task.id).reopen()
         self._node.progress.of(task.id).reopen()
