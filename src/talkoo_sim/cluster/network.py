@@ -55,6 +55,17 @@ def set_link(layout: Layout, *, up: bool) -> None:
         run([binary("ip"), "route", "replace", layout.pods_cidr, "via", layout.api_address])
 
 
+def only_outward(layout: Layout) -> None:
+    """From now on nobody outside of the cluster but this machine begins a connection into it, as behind a firewall."""
+    rules = f"""
+        table inet talkoo-outward {{
+            chain input {{ type filter hook input priority -10; ct state new ip saddr != {layout.network}.0.0/16 drop; }}
+            chain forward {{ type filter hook forward priority -10; ct state new ip saddr != {layout.network}.0.0/16 drop; }}
+        }}
+    """
+    run([*inside_namespace(layout), str(binary("nft")), "-f", "-"], stdin=rules)
+
+
 def write_cni(layout: Layout, number: int) -> Path:
     """Configuration for one node; returns its folder.
 
@@ -76,6 +87,7 @@ def write_cni(layout: Layout, number: int) -> Path:
                     "routes": [{"dst": "0.0.0.0/0"}],
                 },
             },
+            {"type": "portmap", "capabilities": {"portMappings": True}},
         ],
     }
     (folder / "10-talkoo.conflist").write_text(json.dumps(configuration, indent=1))
