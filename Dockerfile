@@ -7,9 +7,14 @@ ARG GO=docker.io/library/golang:1.26
 FROM ${PYTHON} AS tools
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 UV_NO_PROGRESS=1 UV_LINK_MODE=copy
 RUN python3 -m venv /opt/build
-COPY requirements/bootstrap.txt requirements/build.txt /requirements/
+COPY requirements/bootstrap.txt requirements/build.txt requirements/sbom.txt /requirements/
 RUN /opt/build/bin/python -m pip install --quiet --require-hashes -r /requirements/bootstrap.txt \
- && /opt/build/bin/uv pip install --quiet --python /opt/build/bin/python --require-hashes -r /requirements/build.txt
+ && /opt/build/bin/uv pip install --quiet --python /opt/build/bin/python --require-hashes -r /requirements/build.txt \
+ && python3 -m venv --without-pip /opt/sbom \
+ && /opt/build/bin/uv pip install --quiet --python /opt/sbom/bin/python --require-hashes -r /requirements/sbom.txt
+# `list-parts FOLDER` writes what an environment holds, with versions and licences, as CycloneDX.
+RUN printf '#!/bin/sh\nexec /opt/sbom/bin/cyclonedx-py environment --no-validate --output-reproducible --of JSON -o "$1/sbom.cdx.json" "$1/bin/python"\n' \
+    > /usr/local/bin/list-parts && chmod 755 /usr/local/bin/list-parts
 
 FROM tools AS build
 COPY requirements/slim.txt /requirements/
@@ -22,16 +27,19 @@ COPY services /source/services
 COPY operator /source/operator
 COPY examples /source/examples
 RUN cd /source && PATH=/opt/build/bin:$PATH /opt/build/bin/python -m hatchling build -t wheel -d /wheels \
- && /opt/build/bin/uv pip install --quiet --python /opt/talkoo/bin/python --no-deps --no-index /wheels/*.whl
+ && /opt/build/bin/uv pip install --quiet --python /opt/talkoo/bin/python --no-deps --no-index /wheels/*.whl \
+ && list-parts /opt/talkoo
 
 FROM build AS build-train
 COPY requirements/train.txt /requirements/
-RUN /opt/build/bin/uv pip install --quiet --python /opt/talkoo/bin/python --require-hashes -r /requirements/train.txt
+RUN /opt/build/bin/uv pip install --quiet --python /opt/talkoo/bin/python --require-hashes -r /requirements/train.txt \
+ && list-parts /opt/talkoo
 
 FROM tools AS build-storage
 COPY requirements/storage.txt /requirements/
 RUN python3 -m venv --without-pip /opt/storage \
- && /opt/build/bin/uv pip install --quiet --python /opt/storage/bin/python --require-hashes -r /requirements/storage.txt
+ && /opt/build/bin/uv pip install --quiet --python /opt/storage/bin/python --require-hashes -r /requirements/storage.txt \
+ && list-parts /opt/storage
 
 FROM ${GO} AS build-comet
 COPY tests/comet/go /source

@@ -14,6 +14,7 @@ FILES: dict[str, list[str]] = {
     "train.txt": ["pyproject.toml", "--extra", "train"],
     "build.txt": ["--group", "build"],
     "storage.txt": ["--group", "storage"],
+    "sbom.txt": ["--group", "sbom"],
 }
 COMMON = [
     "--universal",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from talkoo.version import __version__
 from talkoo_core.amounts import parse_tlk
 from talkoo_core.errors import Failed
 from talkoo_sim.cluster.access import client_of
@@ -84,6 +85,17 @@ def test_a_request_to_the_trained_model_is_answered_and_paid(deployed: Deploymen
 def test_helm_test_passes(deployed: Deployment) -> None:
     said = deployed.helm("test", deployed.release, "--logs", timeout_s=240.0)
     assert "the ledger grows" in said
+
+
+def test_an_image_says_what_is_in_it(deployed: Deployment) -> None:
+    gateway = f"deployment/{deployed.release}-gateway"
+    said = deployed.cluster.kubectl("-n", deployed.namespace, "exec", gateway, "--", "cat", "/opt/talkoo/sbom.cdx.json")
+    parts = json.loads(said)
+    versions = {each["name"]: each["version"] for each in parts["components"]}
+    assert parts["bomFormat"] == "CycloneDX"
+    assert versions["talkoo"] == __version__
+    assert {"grpcio", "kopf", "cryptography"} <= versions.keys()
+    assert "torch" not in versions
 
 
 @pytest.mark.timeout(900)

@@ -57,12 +57,9 @@ def set_link(layout: Layout, *, up: bool) -> None:
 
 def only_outward(layout: Layout) -> None:
     """From now on nobody outside of the cluster but this machine begins a connection into it, as behind a firewall."""
-    rules = f"""
-        table inet talkoo-outward {{
-            chain input {{ type filter hook input priority -10; ct state new ip saddr != {layout.network}.0.0/16 drop; }}
-            chain forward {{ type filter hook forward priority -10; ct state new ip saddr != {layout.network}.0.0/16 drop; }}
-        }}
-    """
+    drop = f"ct state new ip saddr != {layout.network}.0.0/16 drop"
+    chains = [f"chain {hook} {{ type filter hook {hook} priority -10; {drop}; }}" for hook in ("input", "forward")]
+    rules = f"table inet talkoo-outward {{ {' '.join(chains)} }}"
     run([*inside_namespace(layout), str(binary("nft")), "-f", "-"], stdin=rules)
 
 
