@@ -9,10 +9,39 @@ from talkoo_ledger.members import possession_bytes
 
 from talkoo.client_async import AsyncClient
 from talkoo_core.errors import NotFound
-from talkoo_core.signing import PrivateKey
+from talkoo_core.ids import address_of_key
+from talkoo_core.signing import PrivateKey, PublicKey
+from talkoo_runtime.pki import read_authority
 
 Record = Callable[[bytes], Awaitable[None]]
 """Gets a signed transaction before it is sent (`LedgerClient.submit`)."""
+
+
+def application_of(
+    chain_id: str,
+    name: str,
+    owner: PublicKey,
+    consensus_key: PrivateKey,
+    scheduler: str,
+    validator: str,
+    authority: bytes = b"",
+) -> tx_pb2.ApplyMembership:
+    """What a newcomer's owner signs; needs no connection with the federation.
+
+    `scheduler` and `validator` are addresses of those services' keys, `authority` the newcomer's certificate authority
+    (X.509, DER), which members trust once they have admitted it. Raises InvalidInput (code `bad_authority`).
+    """
+    if authority:
+        read_authority(authority, name)
+    return tx_pb2.ApplyMembership(
+        name=name,
+        owner_key=owner.raw,
+        validator_key=consensus_key.public.raw,
+        proof_of_possession=consensus_key.sign(possession_bytes(chain_id, name, address_of_key(owner.raw))),
+        scheduler=scheduler,
+        validator=validator,
+        authority=authority,
+    )
 
 
 class Membership:
@@ -24,23 +53,26 @@ class Membership:
     async def applications(self) -> list[state_pb2.MembershipApplication]:
         return await self._client.ledger.list("applications", state_pb2.MembershipApplication)
 
-    async def apply(self, name: str, consensus_key: PrivateKey, scheduler: str, validator: str) -> service_pb2.TxResult:
-        """Ask to become a member; `scheduler` and `validator` are addresses of those services' keys."""
-        message = tx_pb2.ApplyMembership(
-            name=name,
-            owner_key=self._client.key.public.raw,
-            validator_key=consensus_key.public.raw,
-            proof_of_possession=await self._possession(name, consensus_key),
-            scheduler=scheduler,
-            validator=validator,
+    async def apply(
+        self, name: str, consensus_key: PrivateKey, scheduler: str, validator: str, authority: bytes = b""
+    ) -> service_pb2.TxResult:
+        """Ask to become a member. Raises InvalidInput (code `bad_authority`)."""
+        chain_id = (await self._client.status()).chain_id
+        owner = self._client.key.public
+        return await self._client.send(
+            application_of(chain_id, name, owner, consensus_key, scheduler, validator, authority)
         )
-        return await self._client.send(message)
 
     async def approve(self, name: str, record: Record | None = None) -> service_pb2.TxResult:
-        """Consent to the application as it stands now. Raises NotFound."""
+        """Consent to the application as it stands now.
+
+        Raises NotFound, and InvalidInput (code `bad_authority`) where it names an authority that cannot be its own.
+        """
         application = next((each for each in await self.applications() if each.name == name), None)
         if application is None:
             raise NotFound(f"nobody has applied as {name!r}; `talkoo member list` shows who has")
+        if application.authority:
+            read_authority(application.authority, name)
         return await self._client.send(
             tx_pb2.ApproveMember(name=name, validator_key=application.validator_key), record=record
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -173,6 +174,43 @@ def needs_renewal(certificate_pem: bytes, now: datetime.datetime) -> bool:
     certificate = x509.load_pem_x509_certificate(certificate_pem)
     life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
     return certificate.not_valid_after_utc - now < life * RENEW_BELOW
+
+
+def certificate_der(path: Path) -> bytes:
+    """The first certificate of a PEM file. Raises InvalidInput (code `bad_certificate`)."""
+    try:
+        return x509.load_pem_x509_certificates(path.read_bytes())[0].public_bytes(serialization.Encoding.DER)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path} holds no certificate in PEM: {error}", code="bad_certificate") from None
+
+
+def read_authority(der: bytes, organization: str) -> bytes:
+    """A certificate authority (DER) that somebody else names, as PEM.
+
+    Raises InvalidInput (code `bad_authority`) for what cannot be this organization's: it signs certificates, its own
+    among them, and its subject names this organization and no other, as a server tells by it whose certificate it sees.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        names = [str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
+        is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        certificate.verify_directly_issued_by(certificate)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound) as error:
+        raise InvalidInput(
+            f"the authority of {organization} is no self-signed certificate of an authority (X.509, DER): {error}",
+            code="bad_authority",
+        ) from None
+    if not is_authority:
+        raise InvalidInput(
+            f"the certificate may not issue others; give that of the authority of {organization}", code="bad_authority"
+        )
+    if names != [organization]:
+        raise InvalidInput(
+            f"the authority is of {', '.join(names) or 'nobody'}; that of {organization} must have the subject "
+            f"organization {organization!r} and no other",
+            code="bad_authority",
+        )
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def trust_bundle(authorities: list[Authority]) -> bytes:

@@ -8,6 +8,7 @@ import pytest
 from talkoo_api.ledger.v1 import tx_pb2
 from talkoo_consensus.validators import Validator, ValidatorSet
 from talkoo_ledger.application import FinalizeRequest, FinalizeResponse
+from talkoo_ledger.bounds import AUTHORITY_MAX_BYTES
 from talkoo_ledger.members import (
     APPLICATIONS_MAX,
     FORMER_KEYS_MAX,
@@ -18,7 +19,7 @@ from talkoo_ledger.members import (
 )
 from talkoo_ledger.misbehavior import Misbehavior
 
-from talkoo_core.errors import Conflict, Exhausted, NotFound, PermissionDenied, TalkooError
+from talkoo_core.errors import Conflict, Exhausted, InvalidInput, NotFound, PermissionDenied, TalkooError
 from talkoo_sim.ledger_chain import BLOCK_NS, CHAIN_ID, ORGANIZATIONS, LedgerChain, address, key_of, make_genesis
 
 FIFTH = "fifth"
@@ -118,6 +119,19 @@ def test_what_is_wrong_with_an_application_is_said(chain: LedgerChain) -> None:
     chain.send(FIFTH, application())
     assert refused(chain, "bob", application(owner="bob", key="bobs-consensus"), Conflict) == "name_taken"
     assert refused(chain, "bob", application("bobs", "bob"), Conflict) == "key_taken"
+
+
+def test_an_authority_stands_in_the_application_and_then_with_the_member(chain: LedgerChain) -> None:
+    authority = b"x" * AUTHORITY_MAX_BYTES
+    assert refused(chain, FIFTH, application(authority=authority + b"x"), InvalidInput) == "bad_field"
+    chain.send(FIFTH, application(authority=authority))
+    assert chain.state.applications[FIFTH].authority == authority
+    chain.send(FIFTH, application(authority=b"another"))
+    assert chain.state.applications[FIFTH].authority == b"another"
+    for member in ("north", "east", "south"):
+        chain.send(member, approval())
+    assert chain.state.organizations[FIFTH].authority == b"another"
+    assert chain.state.organizations["north"].authority == b""
 
 
 def test_only_members_approve_once_and_only_the_key_they_mean(chain: LedgerChain) -> None:

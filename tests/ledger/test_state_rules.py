@@ -122,6 +122,9 @@ def test_node_registers_updates_and_keeps_its_organization(chain: LedgerChain) -
     chain.send("north-1", changed)
     node = chain.state.nodes[address("north-1")]
     assert (node.price_utlk_per_gflop, node.stake_utlk) == (7, NODE_STAKE_UTLK)
+    changed.outbound_only = True
+    chain.send("north-1", changed)
+    assert chain.state.nodes[address("north-1")].outbound_only
     changed.organization = "east"
     refused(chain, "north-1", changed, "organization_fixed")
     thief = registration("north-2")

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
+from talkoo_core.errors import InvalidInput
 from talkoo_runtime.pki import (
     CERTIFICATE_DAYS,
     create_authority,
@@ -16,6 +21,7 @@ from talkoo_runtime.pki import (
     identity_uri,
     issue,
     needs_renewal,
+    read_authority,
     trust_bundle,
 )
 
@@ -34,6 +40,36 @@ def test_a_certificate_names_its_service_and_its_hosts() -> None:
     leaf.verify_directly_issued_by(issuer)
     constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints)
     assert (constraints.critical, constraints.value.ca, constraints.value.path_length) == (True, True, 0)
+
+
+def der_of(pem: bytes) -> bytes:
+    return x509.load_pem_x509_certificates(pem)[0].public_bytes(Encoding.DER)
+
+
+def signed_by_itself(*organizations: str, issues: bool = True) -> bytes:
+    """A certificate (DER) as one could make it who wants to be taken for somebody else."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, each) for each in organizations])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    made = made.serial_number(1).not_valid_before(NOW).not_valid_after(NOW + datetime.timedelta(days=1))
+    made = made.add_extension(x509.BasicConstraints(ca=issues, path_length=None), critical=True)
+    return made.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def test_an_authority_that_somebody_names_must_be_its_own() -> None:
+    authority = create_authority("south", NOW)
+    assert read_authority(der_of(authority.certificate_pem), "south") == authority.certificate_pem
+    leaf, _ = issue(authority, URI, NOW)
+    wrong = {
+        "is no self-signed certificate": [b"", b"no certificate", authority.certificate_pem, der_of(leaf)],
+        "may not issue others": [signed_by_itself("south", issues=False)],
+        "the authority is of": [signed_by_itself("north"), signed_by_itself("south", "north"), signed_by_itself()],
+    }
+    for words, attempts in wrong.items():
+        for der in attempts:
+            with pytest.raises(InvalidInput, match=words) as caught:
+                read_authority(der, "south")
+            assert caught.value.code == "bad_authority"
 
 
 @pytest.mark.parametrize(("age", "renew"), [(0.0, False), (0.66, False), (0.67, True), (1.0, True), (2.0, True)])

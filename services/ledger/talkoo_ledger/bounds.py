@@ -18,6 +18,8 @@ VOTE_MAX_BYTES = 256
 """Of a vote without extension in CometBFT's encoding."""
 ANSWER_VOTES_MAX = 256
 TEXT_MAX_BYTES = 255
+AUTHORITY_MAX_BYTES = 4096
+"""Of a certificate authority (X.509, DER)."""
 JSON_MAX_BYTES = 16 * 1024
 JSON_MAX_DEPTH = 32
 FAILURE_MAX_BYTES = 1024
@@ -121,6 +123,10 @@ def _apply_membership(message: m.ApplyMembership) -> None:
     _consensus_key(message)
     check_address(message.scheduler)
     check_address(message.validator)
+    # What it holds is judged where it is sent and where it is trusted, never here: parsers of certificates differ from
+    # version to version, and members that disagree about one would part.
+    if len(message.authority) > AUTHORITY_MAX_BYTES:
+        raise _wrong(f"authority has {len(message.authority)} bytes; it takes at most {AUTHORITY_MAX_BYTES}")
 
 
 def _consensus_key(message: m.ApplyMembership | m.RotateKey) -> None:

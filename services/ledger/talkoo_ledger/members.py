@@ -67,6 +67,7 @@ def apply_membership(context: Context, sender: str, message: ApplyMembership) ->
         scheduler=message.scheduler,
         validator=message.validator,
         height=context.height,
+        authority=message.authority,
     )
     state.applications.put(message.name, application)
     context.emit("membership_applied", message.name, owner=sender, validator_key=message.validator_key.hex())
@@ -170,6 +171,7 @@ def _admit(context: Context, application: MembershipApplication) -> None:
         scheduler=application.scheduler,
         validator=application.validator,
         left_height=0,
+        authority=application.authority,
     )
     if known is not None and known.validator_key != application.validator_key:
         until = context.height + context.params.unbonding_blocks

@@ -109,6 +109,7 @@ class ApplyMembership(Struct, frozen=True):
     proof_of_possession: bytes = b""
     scheduler: str = ""
     validator: str = ""
+    authority: bytes = b""
 
 
 class ApproveMember(Struct, frozen=True):
@@ -148,6 +149,7 @@ class RegisterNode(Struct, frozen=True):
     power_source: str = ""
     request_price_utlk: int = 0
     endorsement: bytes = b""
+    outbound_only: bool = False
 
 
 class CreateTask(Struct, frozen=True):

@@ -67,6 +67,7 @@ def _offer(node: Node, message: RegisterNode) -> Node:
         power_mw=message.power_mw,
         power_source=message.power_source,
         request_price_utlk=message.request_price_utlk,
+        outbound_only=message.outbound_only,
     )
 
 

@@ -60,6 +60,7 @@ class MembershipApplication(Struct, frozen=True):
     validator: str = ""
     approvals: tuple[str, ...] = ()
     height: int = 0
+    authority: bytes = b""
 
 
 class Organization(Struct, frozen=True):
@@ -82,6 +83,7 @@ class Organization(Struct, frozen=True):
     slashed_utlk: int = 0
     former_keys: tuple[FormerKey, ...] = ()
     left_height: int = 0
+    authority: bytes = b""
 
 
 class Node(Struct, frozen=True):
@@ -110,6 +112,7 @@ class Node(Struct, frozen=True):
     forged_segments: int = 0
     verified_rest_flop: int = 0
     epoch_mflop: int = 0
+    outbound_only: bool = False
 
 
 class FailureReport(Struct, frozen=True):

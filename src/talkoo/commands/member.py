@@ -19,6 +19,9 @@ ACTIONS = ("list", "new-key", "apply", "approve", "rotate-key", "leave")
 @click.option("--consensus-key", type=click.Path(path_type=Path), help="Key file that will vote (apply, rotate-key).")
 @click.option("--scheduler", metavar="ADDRESS", help="Address of the scheduler's key (apply).")
 @click.option("--validator", metavar="ADDRESS", help="Address of the verdict key (apply).")
+@click.option(
+    "--authority", type=click.Path(path_type=Path), help="Certificate authority, PEM; trusted by members later (apply)."
+)
 @click.option("--yes", is_flag=True, help="Leave without asking.")
 @format_option
 @click.pass_obj
@@ -29,6 +32,7 @@ def member(
     consensus_key: Path | None,
     scheduler: str | None,
     validator: str | None,
+    authority: Path | None,
     yes: bool,
     form: str,
 ) -> None:
@@ -54,6 +58,7 @@ def member(
         raise InvalidInput(f"name the {what}: talkoo member {action} NAME")
     from talkoo.membership import Membership
     from talkoo_runtime.keys import load_key
+    from talkoo_runtime.pki import certificate_der
 
     if action == "new-key":
         _new_key(Path(name))
@@ -64,7 +69,8 @@ def member(
     if action == "apply":
         if consensus_key is None or not scheduler or not validator:
             raise InvalidInput("apply takes --consensus-key, --scheduler and --validator")
-        result = client.run(membership.apply(name, load_key(consensus_key), scheduler, validator))
+        der = certificate_der(authority) if authority is not None else b""
+        result = client.run(membership.apply(name, load_key(consensus_key), scheduler, validator, der))
     elif action == "rotate-key":
         if consensus_key is None:
             raise InvalidInput("rotate-key takes --consensus-key, the key that will vote")
