@@ -74,6 +74,12 @@ def clusters() -> Iterator[Clusters]:
 
 
 @pytest.fixture
+def cluster_name() -> str:
+    """To begin names of clusters with that a test has for itself."""
+    return NAME
+
+
+@pytest.fixture
 def control_plane(clusters: Clusters, leave_out: Callable[[TalkooError], NoReturn]) -> Cluster:
     """etcd, API server, controller manager and scheduler, without nodes; one for the whole run."""
     try:
