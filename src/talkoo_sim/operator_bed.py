@@ -245,9 +245,8 @@ class Bed:
         return made
 
     def stop_operators(self) -> None:
-        for each in self.operators:
-            each.stop()
-        self.operators.clear()
+        while self.operators:
+            self.operators.pop().stop()
         self.cluster.kubectl("-n", NAMESPACE, "delete", "lease", "--all")  # the next leader need not wait
 
     def namespace(self, name: str, user: str = "", limit: str = "") -> str:

@@ -13,7 +13,8 @@ import socket
 import tempfile
 from pathlib import Path
 
-FIRST_PORT = 10_000
+FIRST_PORT, LAST_PORT = 10_000, 20_000
+"""Behind them begins the range that `talkoo up` takes."""
 RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 USUAL_RANGE_START = 32_768
 
@@ -23,7 +24,7 @@ def _range_start() -> int:
     return int(RANGE_FILE.read_text().split()[0]) if RANGE_FILE.exists() else USUAL_RANGE_START
 
 
-_COUNT = max(_range_start() - FIRST_PORT, 1)
+_COUNT = max(min(_range_start(), LAST_PORT) - FIRST_PORT, 1)
 _next = int.from_bytes(os.urandom(4), "big") % _COUNT
 """Processes that run side by side begin at different places."""
 _taken = -1
@@ -48,7 +49,7 @@ def free_ports(count: int) -> list[int]:
         _next = (_next + 1) % _COUNT
         if _is_mine(port) and _is_free(port):
             found.append(port)
-    raise OSError(f"no {count} ports are free from {FIRST_PORT} on")
+    raise OSError(f"no {count} ports are free from {FIRST_PORT} to {FIRST_PORT + _COUNT - 1}")
 
 
 def _is_mine(port: int) -> bool:

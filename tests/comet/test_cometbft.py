@@ -275,6 +275,19 @@ async def test_a_double_vote_that_cometbft_proves_is_punished_by_the_ledger(
     executor.store.close()
 
 
+async def height_of(ledgers: CometLedgers, name: str) -> int:
+    return (await ledgers.client(name).status()).height
+
+
+async def restored(ledgers: CometLedgers, name: str) -> None:
+    """It says so a moment after it has the height."""
+
+    async def said() -> bool:
+        return "was restored from a snapshot" in ledgers.log(name)
+
+    await ledgers.eventually(said, f"{name} says that it was restored")
+
+
 async def test_a_node_joins_by_state_sync_from_our_snapshots(federation: Federation) -> None:
     ledgers = federation(settings={"snapshot_interval_blocks": 5})
     others = ["north", "east", "south"]
@@ -302,7 +315,7 @@ async def test_a_node_joins_by_state_sync_from_our_snapshots(federation: Federat
     ledgers.launcher = ("-m", "talkoo_ledger")
     ledgers.start("west")
     await ledgers.reach(16, "west")
-    assert "was restored from a snapshot" in ledgers.log("west")
+    await restored(ledgers, "west")
     height = (await ledgers.client("west").status()).height + 1  # of the snapshot itself it has no block
     await ledgers.reach(height, "west")
     theirs = {raw.height: raw.block for raw in await ledgers.blocks("north")}
@@ -363,9 +376,9 @@ async def test_a_chain_of_our_own_engine_goes_on_under_cometbft(federation: Fede
         trust_hash=trusted["block_id"]["hash"],
         comet={"sync_rpc": [ledgers.rpc_url("north"), ledgers.rpc_url("east")]},
     )
-    height = (await ledgers.client("north").status()).height
+    height = await ledgers.eventually(lambda: height_of(ledgers, "north"), "north says its height")
     await ledgers.reach(-(-height // 4) * 4 + 2, "north")
     ledgers.start("west")
     await ledgers.reach(height + 6, "west")
-    assert "was restored from a snapshot" in ledgers.log("west")
+    await restored(ledgers, "west")
     assert (await ledgers.client("west").account(address("alice"))).nonce == 10

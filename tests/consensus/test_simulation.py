@@ -21,19 +21,30 @@ SEEDS = {4: 1_600, 7: 240, 10: 100, 16: 60}
 JOBS = 2
 
 
+pytestmark = pytest.mark.timeout(900)  # for processors that do other work, too
+
+
+class Outcomes(dict[int, list[Outcome]]):
+    """Of the seeds of a size, run when first asked for."""
+
+    def __missing__(self, size: int) -> list[Outcome]:
+        self[size] = list(run_seeds(0, SEEDS[size], (size,), jobs=JOBS))
+        return self[size]
+
+
 @pytest.fixture(scope="module")
-def outcomes() -> dict[int, list[Outcome]]:
-    return {size: list(run_seeds(0, seeds, (size,), jobs=JOBS)) for size, seeds in SEEDS.items()}
+def outcomes() -> Outcomes:
+    return Outcomes()
 
 
 @pytest.mark.parametrize("size", SEEDS)
-def test_seeds_keep_every_invariant(outcomes: dict[int, list[Outcome]], size: int) -> None:
+def test_seeds_keep_every_invariant(outcomes: Outcomes, size: int) -> None:
     broken = [outcome.broken for outcome in outcomes[size] if outcome.broken]
     assert not broken, broken[0]
     assert all(outcome.heights > 0 for outcome in outcomes[size] if not Scenario.draw(outcome.seed, size).over)
 
 
-def test_the_seeds_show_what_they_are_for(outcomes: dict[int, list[Outcome]]) -> None:
+def test_the_seeds_show_what_they_are_for(outcomes: Outcomes) -> None:
     """A simulator whose faults never strike finds nothing."""
     four = outcomes[4]
     assert sum(outcome.crashes for outcome in four) > 400
@@ -48,8 +59,8 @@ def test_the_seeds_show_what_they_are_for(outcomes: dict[int, list[Outcome]]) ->
     assert drawn == set(Lie)
 
 
-def test_forks_happen_only_with_a_third_of_liars_and_name_a_third(outcomes: dict[int, list[Outcome]]) -> None:
-    forks = [(size, outcome) for size, each in outcomes.items() for outcome in each if outcome.fork_height]
+def test_forks_happen_only_with_a_third_of_liars_and_name_a_third(outcomes: Outcomes) -> None:
+    forks = [(size, outcome) for size in SEEDS for outcome in outcomes[size] if outcome.fork_height]
     assert len(forks) > 20
     for size, outcome in forks:
         scenario = Scenario.draw(outcome.seed, size)

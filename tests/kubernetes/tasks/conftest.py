@@ -44,8 +44,8 @@ def standing() -> Iterator[list[OperatorProcess]]:
     """
     made: list[OperatorProcess] = []
     yield made
-    for each in made:
-        each.stop()
+    while made:
+        made.pop().stop()
 
 
 @pytest.fixture

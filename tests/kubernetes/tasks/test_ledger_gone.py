@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from talkoo_operator.plan import RELEASE_AFTER_S
 
-from talkoo_sim.cluster.cluster import Cluster
 from talkoo_sim.operator_bed import Bed, LocalFederation, eventually
 
 pytestmark = [pytest.mark.federation, pytest.mark.timeout(900)]
@@ -19,9 +18,10 @@ SPACE = "ledger-gone"
 
 
 @pytest.fixture
-def mortal(api_server: Cluster, tmp_path: Path) -> Iterator[Bed]:
+def mortal(bed: Bed, tmp_path: Path) -> Iterator[Bed]:
     """A federation of this test's own, which may be stopped."""
-    bed = Bed(api_server, LocalFederation(tmp_path / "home", {"alice": 500}), tmp_path)
+    bed.federation = LocalFederation(tmp_path / "mortal" / "home", {"alice": 500})
+    bed.federation.home.parent.mkdir()
     try:
         bed.federation.start()
         bed.namespace(SPACE, "alice")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from talkoo_sim.cluster.cluster import Cluster
 from talkoo_sim.cluster.own_images import ROOT
 from talkoo_sim.operator_bed import Bed, LocalFederation, eventually
 
@@ -38,15 +36,13 @@ def lending(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederatio
 
 
 @pytest.fixture
-def training(api_server: Cluster, lending: LocalFederation, tmp_path: Path) -> Iterator[Bed]:
-    bed = Bed(api_server, lending, tmp_path)
+def training(bed: Bed, lending: LocalFederation) -> Bed:
+    """The only operator is one of a federation that trains."""
+    bed.federation = lending
     bed.namespace(SPACE, "alice")
     operator = bed.operator("training", resync_s=10.0)
     eventually(lambda: operator.leads, "the operator leads")
-    try:
-        yield bed
-    finally:
-        bed.stop_operators()
+    return bed
 
 
 def holds(status: dict[str, Any], kind: str) -> str:
