@@ -381,6 +381,32 @@ async def a_killed_trainer_costs_only_its_open_segment(town: Town) -> None:
     assert resumed.start_params_sha256 == start
 
 
+async def test_a_node_that_cannot_be_dialled_trains_with_another_organizations(town: Town) -> None:
+    """Through rank 0's agent, which lets in nobody but the gang; the work is as honest as any."""
+    await town.agent("north-1")
+    await town.agent("east-1", outbound_only=True)
+    await until(lambda: town.listener.offers.keys() == set(GANG), "the offers")
+    assert [town.listener.offers[name].outbound_only for name in GANG] == [False, True]
+    task_id = await digits_task(town, DIGITS, steps=300, steps_per_segment=150)
+    place(town, task_id)
+    sim = town.chain.sim
+    await until(lambda: sim.task(task_id).next_segment == 1, "the first segment")
+
+    async def chunks() -> AsyncIterator[agent_pb2.RelayChunk]:
+        yield agent_pb2.RelayChunk(to=agent_pb2.RendezvousRequest(task_id=task_id, attempt=1), data=b"hello")
+
+    with pytest.raises(PermissionDenied, match="has no part in"):
+        await refused(anext(aiter(town.stub("north-1", "agent").Relay(chunks(), timeout=DEADLINE_S))))
+
+    await until(lambda: sim.task(task_id).phase is TaskPhase.VERIFYING, "all segments")
+    judge_what_is_audited(town, task_id)
+    assert sim.task(task_id).phase is TaskPhase.COMPLETED
+    assert all(sim.state.nodes[address(name)].earned_utlk > 0 for name in GANG)
+    stub = town.stub("east-1", "gateway")
+    lines = [line.text async for line in stub.Logs(agent_pb2.LogsRequest(task_id=task_id, follow=True))]
+    assert any("meets rank 0 of north through its agent" in line for line in lines)
+
+
 def report(folder: Path) -> node_pb2.NodeReport:
     return read_message(folder / REPORT_FILE, node_pb2.NodeReport) or node_pb2.NodeReport()
 

@@ -31,6 +31,19 @@ NODE_REVIEW_S = 15.0
 """How old the agent's knowledge of its own node record may be: jail and stake change by others' transactions."""
 SPEED_CHANGE = 0.1
 """A measured speed within this part of the registered one is not registered again."""
+REGISTERED = (
+    "name",
+    "endpoint",
+    "outbound_only",
+    "hardware_class",
+    "device",
+    "memory_bytes",
+    "price_utlk_per_gflop",
+    "request_price_utlk",
+    "power_mw",
+    "power_source",
+)
+"""What is registered again as soon as it differs."""
 
 
 async def register(node: Node) -> state_pb2.Node:
@@ -52,8 +65,7 @@ async def register(node: Node) -> state_pb2.Node:
 
 def _same(node: Node, known: state_pb2.Node, measured: Measured) -> bool:
     wanted = registration_of(node.settings, node.device, measured, 0)
-    fields = ("name", "endpoint", "hardware_class", "device", "memory_bytes", "price_utlk_per_gflop", "power_mw")
-    if any(getattr(known, name) != getattr(wanted, name) for name in (*fields, "power_source", "request_price_utlk")):
+    if any(getattr(known, name) != getattr(wanted, name) for name in REGISTERED):
         return False
     return abs(known.speed_flops - wanted.speed_flops) <= SPEED_CHANGE * known.speed_flops
 
