@@ -130,7 +130,7 @@ def registration_of(
     return tx_pb2.RegisterNode(
         name=settings.name,
         organization=settings.organization,
-        endpoint=settings.listen,
+        endpoint=settings.advertise or settings.listen,
         hardware_class=measured.hardware_class,
         device=device.description,
         memory_bytes=device.memory_bytes,
@@ -158,7 +158,7 @@ def offer_of(
         node_id=node.id,
         name=settings.name,
         organization=settings.organization,
-        endpoint=settings.listen,
+        endpoint=settings.advertise or settings.listen,
         hardware_class=node.hardware_class,
         free_memory_bytes=node.memory_bytes,
         speed_flops=node.speed_flops,

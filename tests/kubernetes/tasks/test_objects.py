@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import yaml
 from talkoo_operator.federations import LAGGING_S
+from talkoo_operator.invitation import Invitation, application_manifest, signed_application
 from talkoo_operator.motion import Count, counted
 
 from talkoo.client_async import AsyncClient
+from talkoo.federation.beginning import ORGANIZATION_KEYS
 from talkoo.membership import Membership
 from talkoo_core.amounts import UTLK_PER_TLK
+from talkoo_core.errors import NotFound
 from talkoo_core.signing import PrivateKey
 from talkoo_runtime.keys import address_of, new_key
+from talkoo_runtime.pki import create_authority, der_of
 from talkoo_sim.operator_bed import NAMESPACE, eventually
 
 pytestmark = pytest.mark.timeout(900)
@@ -126,6 +132,67 @@ def test_a_proposal_is_signed_once_also_by_an_operator_that_dies_over_it(bed: An
     bed.cluster.apply(manifest("Proposal", SPACE, "elsewhere", action="LeaveFederation"))
     status = bed.until(SPACE, "elsewhere", lambda s: s.get("phase") == "Refused", kind="proposal")
     assert status["reason"] == "WrongNamespace"
+    bed.cluster.kubectl("-n", NAMESPACE, "delete", "prop", "--all")
+
+
+def newcomer(bed: Any, name: str) -> tuple[str, bytes, dict[str, Any]]:
+    """Its owner's address, its authority, and the Proposal that its cluster makes of an invitation."""
+    home = bed.federation.home
+    genesis, trust = (home / "genesis.json").read_text(), (home / "trust.pem").read_text()
+    ends = dict.fromkeys(("ledger", "scheduler", "gateway"), "203.0.113.5:7443")
+    invited = Invitation(federation="talkoo-bed", organization="north", genesis=genesis, trust=trust, **ends)
+    keys, authority = {key: new_key() for key in ORGANIZATION_KEYS}, create_authority(name, datetime.now(UTC))
+    signed = signed_application(invited, authority, keys, 0)
+    owner = address_of(keys["owner"])
+    proposal = yaml.safe_load(application_manifest(authority, owner, signed, "30.5 TLK"))
+    proposal["metadata"]["namespace"] = NAMESPACE
+    return owner, der_of(authority.certificate_pem), proposal
+
+
+def balance(bed: Any, address: str) -> int:
+    async def ask() -> int:
+        async with AsyncClient(bed.federation.home, user="alice") as alice:
+            try:
+                return int((await alice.account(address)).balance_utlk)
+            except NotFound:
+                return 0
+
+    return asyncio.run(ask())
+
+
+def organization(bed: Any, name: str) -> Any:
+    async def ask() -> Any:
+        async with AsyncClient(bed.federation.home, user="alice") as alice:
+            return next((each for each in await alice.organizations() if each.name == name), None)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.federation
+@pytest.mark.parametrize("point", ["after-record", "after-send"])
+def test_a_newcomer_is_granted_once_and_admitted_though_operators_die_on_the_way(bed: Any, point: str) -> None:
+    bed.namespace(SPACE, "alice")
+    name = f"new-{point}"
+    owner, authority, proposal = newcomer(bed, name)
+    bed.cluster.apply(proposal)
+    for number in range(1 if point == "after-record" else 3):
+        # One transaction each at most: the grant, the application, the approval.
+        dying = bed.operator(f"dying-{number}", module="talkoo_sim.dying_operator", arguments=[point], resync_s=5.0)
+        assert dying.process.wait(90) == -9, dying.said()
+        if organization(bed, name):
+            break
+    bed.operator("next", resync_s=5.0)
+    status = bed.until(NAMESPACE, f"admit-{name}", lambda s: s.get("phase") == "Carried", kind="proposal")
+    assert (status["reason"], status["grant"]["height"] > 0) == ("Admitted", True)
+    assert "transaction" not in status["grant"]
+    assert balance(bed, owner) == 30_500_000 - 100, "one grant, less the fee of its application"
+    member = organization(bed, name)
+    assert (member.owner, member.authority) == (owner, authority)
+    proposal["metadata"]["name"] = "again"
+    bed.cluster.apply(proposal)
+    status = bed.until(NAMESPACE, "again", lambda s: s.get("phase") == "Carried", kind="proposal")
+    assert "is a member already" in status["message"]
+    assert balance(bed, owner) == 30_500_000 - 100
     bed.cluster.kubectl("-n", NAMESPACE, "delete", "prop", "--all")
 
 
