@@ -23,7 +23,18 @@ from talkoo.federation.beginning import ORGANIZATION_KEYS
 from talkoo_core.errors import Conflict, InvalidInput, NotFound, PermissionDenied, Unavailable
 from talkoo_core.signing import PrivateKey
 from talkoo_operator.api import KubernetesApi
-from talkoo_operator.founding import CARD_FILE, Card, Founder, card_text, genesis_of, make_card, read_card, trust_of
+from talkoo_operator.founding import (
+    CARD_FILE,
+    GENESIS_FILE,
+    TRUST_FILE,
+    Card,
+    Founder,
+    card_text,
+    genesis_of,
+    make_card,
+    read_card,
+    trust_of,
+)
 from talkoo_operator.invitation import (
     APPLICATION_FILE,
     INVITATION_FILE,
@@ -52,7 +63,6 @@ SERVED = ("ledger", "scheduler", "validator", "gateway", "etcd")
 """Roles with a server, whose certificates name their Services; the operator is a user of the gateway."""
 ACCOUNT_SECRET = "talkoo-account"  # noqa: S105  # the name of a Secret, not one
 ACCOUNT_FILE = "account.key"
-GENESIS_FILE, TRUST_FILE = "genesis.json", "trust.pem"
 TOKEN_FILE = "rest.token"  # noqa: S105  # a file's name
 CERT_MANAGER: Final = "cert-manager"
 ISSUED_TIMEOUT_S, POLL_S = 120.0, 1.0
