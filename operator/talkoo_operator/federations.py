@@ -20,6 +20,7 @@ from talkoo_core.amounts import format_tlk, parse_tlk
 from talkoo_core.errors import NotFound, TalkooError
 from talkoo_operator.api import API_SERVER_AWAY, FEDERATIONS, GROUP, VERSION, KubernetesApi
 from talkoo_operator.founding import TRUST_FILE
+from talkoo_operator.joining import Joining
 from talkoo_operator.limits import Limits
 from talkoo_operator.objects import AT_ONCE_S, Objects, Outrun
 from talkoo_operator.queue import Key
@@ -67,6 +68,7 @@ class FederationController:
         self._limits = limits
         self._api = api
         self._objects = Objects(api, FEDERATIONS, "Federation", now)
+        self._joining = Joining(api, owner, settings)
         self._refused: tuple[str, ...] = ()
         """What was said about authorities that cannot be trusted, once."""
         self._generation, self._looked_at = -1, float("-inf")
@@ -98,9 +100,13 @@ class FederationController:
                 words,
                 *self._objects.when(federation),
             )
+        except Outrun:
+            self._generation = -1
+            return AT_ONCE_S
         except TalkooError as error:
             if error.code == API_SERVER_AWAY:
                 raise
+            status = federation.get("status", {})  # with what was noted on the way
             status = with_ready(status, None, "LedgerUnavailable", error.message, *self._objects.when(federation))
         try:
             await self._objects.write(federation, status)
@@ -127,7 +133,10 @@ class FederationController:
         applications = await Membership(self._owner).applications()
         if not now_on.catching_up:  # an earlier state may say that a member has left, which has come back since
             await self._trust(federation, organizations, now_on.height)
-        return {
+        joining: Object = {}
+        if self._settings.stake and not now_on.catching_up:
+            joining = {"joining": await self._join(federation, own)}
+        return joining | {
             "organization": self._settings.organization,
             "chainId": now_on.chain_id,
             "height": now_on.height,
@@ -141,6 +150,12 @@ class FederationController:
             "keys": _keys(own),
             "certificates": self._certificates(),
         }
+
+    async def _join(self, federation: Object, own: state_pb2.Organization | None) -> Object:
+        async def note(joining: Object) -> None:
+            await self._objects.write(federation, {**federation.get("status", {}), "joining": joining})
+
+        return await self._joining.go_on(own, dict(federation.get("status", {}).get("joining", {})), note)
 
     async def _trust(self, federation: Object, organizations: list[state_pb2.Organization], height: int) -> None:
         """The trust bundle follows the ledger; pods see it when their kubelet looks next, within about a minute."""

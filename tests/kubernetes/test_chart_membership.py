@@ -14,7 +14,7 @@ import yaml
 from talkoo_api.ledger.v1 import tx_pb2
 from talkoo_ledger.settings import LedgerSettings
 from talkoo_operator.founding import genesis_of, make_card
-from talkoo_operator.identity import IdentitySettings
+from talkoo_operator.identity import IdentitySettings, NewAccount
 from talkoo_operator.invitation import (
     Invitation,
     application_manifest,
@@ -24,6 +24,7 @@ from talkoo_operator.invitation import (
     signed_application,
 )
 from talkoo_operator.join import JoinSettings
+from talkoo_operator.settings import OperatorSettings
 
 from talkoo.federation.beginning import ORGANIZATION_KEYS
 from talkoo_core.errors import Failed, InvalidInput
@@ -85,7 +86,7 @@ def settings_file(objects: list[Object], name: str, file: str = "settings.toml")
 def loaded(kind: Any, objects: list[Object], name: str, folder: Path, file: str = "settings.toml") -> Any:
     path = folder / f"{name}-{file}"
     path.write_text(settings_file(objects, name, file))
-    given = {"TALKOO_NODE": "a", "TALKOO_POD_IP": "10.0.0.1", "TALKOO_HOST_IP": "192.0.2.1"}
+    given = {"TALKOO_NODE": "a", "TALKOO_POD_IP": "10.0.0.1", "TALKOO_HOST_IP": "192.0.2.1", "TALKOO_NAME": "a"}
     return load_settings(kind, path, given)
 
 
@@ -164,6 +165,14 @@ def test_who_joins_begins_where_the_invitation_says(tmp_path: Path) -> None:
     }
     assert called == {"ledger": {30443}, "scheduler": {30444}, "gateway": {30445}, "validator": {30445}}
     assert {30445, 7999} <= anybody(policy(objects, "agent"), "egress")
+
+
+def test_who_joins_bonds_and_pays_its_namespaces_itself(tmp_path: Path) -> None:
+    values = joining()
+    values["federation"] |= {"stake": "700 TLK", "accounts": [{"namespace": "vision", "balance": "20 TLK"}]}
+    operator = loaded(OperatorSettings, render(values), "operator", tmp_path)
+    assert (operator.stake, operator.accounts) == ("700 TLK", (NewAccount("vision", "20 TLK"),))
+    assert loaded(OperatorSettings, render(), "operator", tmp_path).stake == ""
 
 
 def test_other_peers_and_schedulers_may_be_named() -> None:
