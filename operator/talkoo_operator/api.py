@@ -166,6 +166,10 @@ class KubernetesApi:
         body = {"metadata": {"name": name, "labels": labels}, "data": dict(data)}
         await called(self.core.create_namespaced_config_map(namespace, body))
 
+    async def patch_config_map(self, namespace: str, name: str, data: Mapping[str, str]) -> None:
+        """These entries are new; others stay. Raises NotFound."""
+        await called(self.core.patch_namespaced_config_map(name, namespace, {"data": dict(data)}))
+
     async def event(self, about: Object, kind: str, reason: str, message: str) -> None:
         """`kind` is Normal or Warning."""
         meta = about["metadata"]

@@ -129,8 +129,8 @@ class Cleanup:
         found = (await called(self._api.core.list_namespaced_secret(namespace, label_selector=selector))).items
         for secret in found:
             await _gone(self._api.core.delete_namespaced_secret(secret.metadata.name, namespace))
-        for name in (f"{release}-federation", f"{release}-card"):
-            await _gone(self._api.core.delete_namespaced_config_map(name, namespace))
+        for name in ("federation", "card", "invitation", "application"):
+            await _gone(self._api.core.delete_namespaced_config_map(f"{release}-{name}", namespace))
         return [f"Secret {secret.metadata.name} is deleted" for secret in found]
 
 

@@ -19,11 +19,14 @@ from talkoo.membership import Membership
 from talkoo_core.amounts import format_tlk, parse_tlk
 from talkoo_core.errors import NotFound, TalkooError
 from talkoo_operator.api import API_SERVER_AWAY, FEDERATIONS, GROUP, VERSION, KubernetesApi
+from talkoo_operator.founding import TRUST_FILE
+from talkoo_operator.joining import Joining
 from talkoo_operator.limits import Limits
 from talkoo_operator.objects import AT_ONCE_S, Objects, Outrun
 from talkoo_operator.queue import Key
 from talkoo_operator.settings import OperatorSettings
 from talkoo_operator.status import timestamp, with_ready
+from talkoo_operator.trust import trust_now
 
 log = logging.getLogger(__name__)
 NAME = "federation"
@@ -63,7 +66,11 @@ class FederationController:
         self._settings = settings
         self._now = now
         self._limits = limits
+        self._api = api
         self._objects = Objects(api, FEDERATIONS, "Federation", now)
+        self._joining = Joining(api, owner, settings)
+        self._refused: tuple[str, ...] = ()
+        """What was said about authorities that cannot be trusted, once."""
         self._generation, self._looked_at = -1, float("-inf")
 
     async def work(self, key: Key) -> float | None:
@@ -82,7 +89,7 @@ class FederationController:
         self._limits.default_utlk = None if limit is None else parse_tlk(limit)
         status = dict(federation.get("status", {}))
         try:
-            status |= await self._look()
+            status |= await self._look(federation)
             lag_s = int(status["lagSeconds"])
             goes_on = lag_s < LAGGING_S
             words = f"block {status['height']} is {lag_s} s old"
@@ -93,9 +100,13 @@ class FederationController:
                 words,
                 *self._objects.when(federation),
             )
+        except Outrun:
+            self._generation = -1
+            return AT_ONCE_S
         except TalkooError as error:
             if error.code == API_SERVER_AWAY:
                 raise
+            status = federation.get("status", {})  # with what was noted on the way
             status = with_ready(status, None, "LedgerUnavailable", error.message, *self._objects.when(federation))
         try:
             await self._objects.write(federation, status)
@@ -115,12 +126,17 @@ class FederationController:
             return AT_ONCE_S
         return None
 
-    async def _look(self) -> Object:
+    async def _look(self, federation: Object) -> Object:
         now_on = await self._owner.status()
         organizations = await self._owner.organizations()
         own = next((each for each in organizations if each.name == self._settings.organization), None)
         applications = await Membership(self._owner).applications()
-        return {
+        if not now_on.catching_up:  # an earlier state may say that a member has left, which has come back since
+            await self._trust(federation, organizations, now_on.height)
+        joining: Object = {}
+        if self._settings.stake and not now_on.catching_up:
+            joining = {"joining": await self._join(federation, own)}
+        return joining | {
             "organization": self._settings.organization,
             "chainId": now_on.chain_id,
             "height": now_on.height,
@@ -134,6 +150,37 @@ class FederationController:
             "keys": _keys(own),
             "certificates": self._certificates(),
         }
+
+    async def _join(self, federation: Object, own: state_pb2.Organization | None) -> Object:
+        async def note(joining: Object) -> None:
+            await self._objects.write(federation, {**federation.get("status", {}), "joining": joining})
+
+        return await self._joining.go_on(own, dict(federation.get("status", {}).get("joining", {})), note)
+
+    async def _trust(self, federation: Object, organizations: list[state_pb2.Organization], height: int) -> None:
+        """The trust bundle follows the ledger; pods see it when their kubelet looks next, within about a minute."""
+        settings = self._settings
+        name = f"{settings.release}-federation"
+        try:
+            bundle = (await self._api.config_map(settings.namespace, name))[TRUST_FILE]
+            made = trust_now(bundle, organizations, height, settings.organization)
+            if made.bundle != bundle:
+                await self._api.patch_config_map(settings.namespace, name, {TRUST_FILE: made.bundle.decode()})
+        except NotFound:  # outside of a cluster of the chart's the bundle is somebody else's
+            return
+        except TalkooError as error:
+            log.warning("the trust bundle does not follow the ledger: %s", error)
+            return
+        if made.refused != self._refused:
+            self._refused = made.refused
+            for words in made.refused:
+                await self._objects.event(federation, "Warning", "NotTrusted", words)
+        changed = [f"trusts {', '.join(made.added)}"] if made.added else []
+        changed += [f"trusts {', '.join(made.removed)} no more"] if made.removed else []
+        if changed:
+            words = f"{settings.organization} {' and '.join(changed)}"
+            log.info("%s", words)
+            await self._objects.event(federation, "Normal", "TrustChanged", words)
 
     async def _account(self, own: state_pb2.Organization | None) -> Object:
         try:

@@ -20,6 +20,8 @@ from talkoo_operator.issued import organization_of
 from talkoo_runtime.pki import Authority
 
 CARD_FILE = "card.json"
+GENESIS_FILE, TRUST_FILE = "genesis.json", "trust.pem"
+"""Entries of the ConfigMap `<release>-federation`."""
 MAX_CARD_CHARACTERS = 512 * 1024
 BOND_NAMES = ("scheduler", "validator")
 """Services with an account of their own, for fees."""

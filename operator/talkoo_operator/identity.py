@@ -14,6 +14,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
@@ -21,11 +22,32 @@ import msgspec
 from talkoo.federation.beginning import ORGANIZATION_KEYS
 from talkoo_core.errors import Conflict, InvalidInput, NotFound, PermissionDenied, Unavailable
 from talkoo_core.signing import PrivateKey
-from talkoo_operator.api import KubernetesApi, called
-from talkoo_operator.founding import CARD_FILE, Card, Founder, card_text, genesis_of, make_card, read_card, trust_of
+from talkoo_operator.api import KubernetesApi
+from talkoo_operator.founding import (
+    CARD_FILE,
+    GENESIS_FILE,
+    TRUST_FILE,
+    Card,
+    Founder,
+    card_text,
+    genesis_of,
+    make_card,
+    read_card,
+    trust_of,
+)
+from talkoo_operator.invitation import (
+    APPLICATION_FILE,
+    INVITATION_FILE,
+    INVITED_TO,
+    Invitation,
+    application_manifest,
+    invitation_text,
+    read_invitation,
+    signed_application,
+)
 from talkoo_operator.issued import issued_authority, with_authority
 from talkoo_operator.once import run_once
-from talkoo_runtime.keys import key_document, key_of_document
+from talkoo_runtime.keys import address_of, key_document, key_of_document
 from talkoo_runtime.pki import (
     CERTIFICATE_FILE,
     KEY_FILE,
@@ -33,6 +55,7 @@ from talkoo_runtime.pki import (
     create_authority,
     identity_uri,
     issue,
+    names_hosts,
     needs_renewal,
 )
 
@@ -40,7 +63,6 @@ SERVED = ("ledger", "scheduler", "validator", "gateway", "etcd")
 """Roles with a server, whose certificates name their Services; the operator is a user of the gateway."""
 ACCOUNT_SECRET = "talkoo-account"  # noqa: S105  # the name of a Secret, not one
 ACCOUNT_FILE = "account.key"
-GENESIS_FILE, TRUST_FILE = "genesis.json", "trust.pem"
 TOKEN_FILE = "rest.token"  # noqa: S105  # a file's name
 CERT_MANAGER: Final = "cert-manager"
 ISSUED_TIMEOUT_S, POLL_S = 120.0, 1.0
@@ -58,6 +80,14 @@ class NewAccount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     namespace: str
     balance: str
     """Such as `500 TLK`."""
+
+
+class Exposed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A service that is reached from outside of the cluster."""
+
+    service: Literal["ledger", "scheduler", "gateway"]
+    endpoint: str
+    """host:port there; its certificate names the host."""
 
 
 class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,6 +108,16 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who issues certificates: this program, or cert-manager; then only the trust bundle is made here."""
     founders: tuple[Founder, ...] = ()
     """Organizations that begin the federation together, this one among them; none: this one alone."""
+    exposed: tuple[Exposed, ...] = ()
+    """Services that are reached from outside of the cluster. Where all are that newcomers call, others are invited."""
+    agent_port: int = 0
+    """Of agents on their nodes' own addresses, for the invitation; 0: they are not reached from outside."""
+    invitation: str = ""
+    """A member's invitation (file): nothing is founded, this organization joins; empty: see `founders`."""
+    grant: str = "1100 TLK"
+    """What a newcomer asks the member for that admits it."""
+    application_nonce: int = 0
+    """Of the owner's account: 0 unless it has sent something before."""
 
 
 class Identity:
@@ -102,8 +142,12 @@ class Identity:
         for account in settings.accounts:
             found = await self._keys(ACCOUNT_SECRET, account.namespace, ("account",), made)
             accounts[account.namespace] = (account, found["account"])
-        await self._federation(authority, keys, accounts, made)
+        if settings.invitation:
+            await self._join(authority, keys, made)
+        else:
+            await self._federation(authority, keys, accounts, made)
         await self._trusted(authority, made)
+        await self._invite(made)
         await self._secret(f"{settings.release}-storage", settings.namespace, _storage_keys, made)
         await self._secret(f"{settings.release}-gateway-token", settings.namespace, _rest_token, made)
         if settings.issuer != CERT_MANAGER:
@@ -180,6 +224,67 @@ class Identity:
             return
         made.append(f"ConfigMap {name}: the genesis of {settings.federation}")
 
+    async def _join(self, authority: Authority, keys: dict[str, PrivateKey], made: list[str]) -> None:
+        """The federation as the invitation has it, and the application for a member's administrator."""
+        settings = self._settings
+        if settings.founders:
+            raise InvalidInput(
+                "one founds a federation or joins one; leave federation.founders out", code="bad_settings"
+            )
+        path = Path(settings.invitation)
+        invitation = read_invitation(await asyncio.to_thread(path.read_text, encoding="utf-8"), str(path))
+        if invitation.federation != settings.federation:
+            raise InvalidInput(
+                f"the invitation is into {invitation.federation}; set federation.name to that", code="bad_settings"
+            )
+        name = f"{settings.release}-federation"
+        trust = with_authority(invitation.trust.encode(), authority).decode()
+        data = {GENESIS_FILE: invitation.genesis, TRUST_FILE: trust}
+        try:
+            await self._api.create_config_map(settings.namespace, name, data, self._labels)
+            made.append(f"ConfigMap {name}: the genesis of {settings.federation}, into which we are invited")
+        except Conflict:
+            known = await self._api.config_map(settings.namespace, name)
+            if known[GENESIS_FILE].decode() != invitation.genesis:
+                raise Conflict(
+                    f"the ConfigMap {name} has the genesis of another chain; to join with this release, delete it and "
+                    "the ledger's claim, or install another release",
+                    code="other_chain",
+                ) from None
+        signed = signed_application(invitation, authority, keys, settings.application_nonce)
+        manifest = application_manifest(authority, address_of(keys["owner"]), signed, settings.grant)
+        words = f"hand its {APPLICATION_FILE} to {invitation.organization}"
+        await self._publish(f"{settings.release}-application", APPLICATION_FILE, manifest, words, made)
+
+    async def _invite(self, made: list[str]) -> None:
+        """Whoever knows where our services are reached may be invited by handing out what all members know."""
+        settings = self._settings
+        endpoints = {each.service: each.endpoint for each in settings.exposed}
+        if endpoints.keys() < set(INVITED_TO):
+            return
+        known = await self._api.config_map(settings.namespace, f"{settings.release}-federation")
+        invitation = Invitation(
+            federation=settings.federation,
+            organization=settings.organization,
+            genesis=known[GENESIS_FILE].decode(),
+            trust=known[TRUST_FILE].decode(),
+            agent_port=settings.agent_port,
+            **endpoints,
+        )
+        words = f"hand its {INVITATION_FILE} to whom you invite"
+        await self._publish(f"{settings.release}-invitation", INVITATION_FILE, invitation_text(invitation), words, made)
+
+    async def _publish(self, name: str, file: str, text: str, words: str, made: list[str]) -> None:
+        """A ConfigMap of one file, as it is now."""
+        namespace = self._settings.namespace
+        try:
+            if (await self._api.config_map(namespace, name)).get(file) == text.encode():
+                return
+            await self._api.patch_config_map(namespace, name, {file: text})
+        except NotFound:
+            await self._api.create_config_map(namespace, name, {file: text}, self._labels)
+        made.append(f"ConfigMap {name}: {words}")
+
     async def _cards(self, own: Card, made: list[str]) -> list[Card]:
         """Publish our card, wait for those of the other founders. Raises Unavailable naming who is missing."""
         settings = self._settings
@@ -225,8 +330,7 @@ class Identity:
         wanted = with_authority(bundle, authority)
         if wanted == bundle:
             return
-        change = {"data": {TRUST_FILE: wanted.decode()}}
-        await called(self._api.core.patch_namespaced_config_map(name, settings.namespace, change))
+        await self._api.patch_config_map(settings.namespace, name, {TRUST_FILE: wanted.decode()})
         made.append(f"ConfigMap {name}: trusts the authority of {authority.organization} as it is now")
 
     async def _certificate(self, authority: Authority, role: str, made: list[str]) -> None:
@@ -240,6 +344,7 @@ class Identity:
             f"{service}.{settings.namespace}",
             f"{service}.{settings.namespace}.svc",
             f"{service}.{settings.namespace}.svc.cluster.local",
+            *(host_of(each.endpoint) for each in settings.exposed if each.service == role),
         )
         identity = "user" if role == "operator" else role
         uri = identity_uri(settings.federation, settings.organization, identity, f"{settings.organization}-{role}")
@@ -249,7 +354,7 @@ class Identity:
             return {CERTIFICATE_FILE: certificate, KEY_FILE: key}
 
         found = await self._secret(name, settings.namespace, make, made)
-        if needs_renewal(found[CERTIFICATE_FILE], _now()):
+        if needs_renewal(found[CERTIFICATE_FILE], _now()) or not names_hosts(found[CERTIFICATE_FILE], hosts):
             await self._api.write_secret(settings.namespace, name, make(), self._labels, new=False)
             made.append(f"Secret {name}: renewed")
 
@@ -265,6 +370,11 @@ class Identity:
             return await self._api.secret(namespace, name)
         made.append(f"Secret {namespace}/{name}")
         return data
+
+
+def host_of(endpoint: str) -> str:
+    """Of host:port, an IPv6 address without its brackets."""
+    return endpoint.rpartition(":")[0].strip("[]")
 
 
 def _storage_keys() -> dict[str, bytes]:

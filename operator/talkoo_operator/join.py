@@ -32,6 +32,9 @@ class JoinSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The Kubernetes node's name."""
     pod_ip: str
     port: int
+    host_ip: str = ""
+    host_port: int = 0
+    """Where the node itself passes calls on to the pod, for callers outside of the cluster; 0: nowhere."""
     state_dir: str
     """On the node's disk: the account's key outlives the pod."""
     run_dir: str
@@ -54,6 +57,7 @@ async def join(settings: JoinSettings, api: KubernetesApi) -> None:
             "address": address_of(key),
             "certificateRequest": request.decode(),
             "podIP": settings.pod_ip,
+            "hostIP": settings.host_ip or None,
             "stake": settings.stake,
         },
     )
@@ -70,6 +74,9 @@ async def join(settings: JoinSettings, api: KubernetesApi) -> None:
         "endorsement": endorsement,
         "node_folder": str(run),
     }
+    if settings.host_port:
+        host = f"[{settings.host_ip}]" if ":" in settings.host_ip else settings.host_ip
+        own["advertise"] = f"{host}:{settings.host_port}"
     lines = [f"{name} = {json.dumps(value)}\n" for name, value in own.items()]
     base = await asyncio.to_thread(Path(settings.base_settings).read_text, encoding="utf-8")
     write_atomic(run / "settings.toml", ("".join(lines) + base).encode())
@@ -78,11 +85,12 @@ async def join(settings: JoinSettings, api: KubernetesApi) -> None:
 async def _answer(settings: JoinSettings, api: KubernetesApi, request: bytes) -> tuple[bytes, str]:
     deadline = asyncio.get_running_loop().time() + JOIN_TIMEOUT_S
     reason = "the operator has not answered"
+    hosts = [settings.pod_ip, settings.host_ip] if settings.host_ip else [settings.pod_ip]
     while asyncio.get_running_loop().time() < deadline:
         try:
             status = (await api.node(settings.node)).get("status", {})
             certificate = status.get("certificate", "").encode()
-            if certificate and fits_request(certificate, request, settings.pod_ip) and status.get("endorsement"):
+            if certificate and fits_request(certificate, request, *hosts) and status.get("endorsement"):
                 return certificate, str(status["endorsement"])
             told = [c for c in status.get("conditions", ()) if c["type"] == "Joined" and c["status"] == "False"]
             reason = told[0]["message"] if told else reason

@@ -69,19 +69,21 @@ class NodeController:
         return again_s
 
     def _certified(self, node: Object) -> Object:
-        """A certificate for the key in the request, and for the address that the node's pod has now."""
+        """A certificate for the key in the request, and for the addresses that the node's pod has now."""
         status, name = node["status"], node["metadata"]["name"]
-        request, host = status["certificateRequest"].encode(), str(status.get("podIP", ""))
+        request = status["certificateRequest"].encode()
+        hosts = [str(status.get("podIP", "")), *([str(status["hostIP"])] if status.get("hostIP") else [])]
         known = status.get("certificate", "").encode()
         now = datetime.datetime.now(datetime.UTC)
-        if known and fits_request(known, request, host) and not needs_renewal(known, now):
+        if known and fits_request(known, request, *hosts) and not needs_renewal(known, now):
             return {}
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            raise InvalidInput(f"the node's pod has no address: {host!r}", code="bad_address") from None
+        for host in hosts:
+            try:
+                ipaddress.ip_address(host)
+            except ValueError:
+                raise InvalidInput(f"the node's pod has no address: {host!r}", code="bad_address") from None
         uri = identity_uri(self._settings.federation, self._settings.organization, "agent", name)
-        return {"certificate": certify(self._authority, request, uri, now, (host, "localhost")).decode()}
+        return {"certificate": certify(self._authority, request, uri, now, (*hosts, "localhost")).decode()}
 
     async def _endorsed(self, node: Object) -> Object:
         """The owner's signature, and tokens for the stake unless the node has registered before."""

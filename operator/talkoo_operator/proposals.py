@@ -13,6 +13,7 @@ from talkoo.membership import Membership
 from talkoo_core.errors import Conflict, TalkooError, Unavailable
 from talkoo_operator.api import API_SERVER_AWAY, PROPOSALS, KubernetesApi
 from talkoo_operator.motion import ENDED, Count, counted, decided, not_ours, of_result, refused_motion, waiting_motion
+from talkoo_operator.newcomers import Newcomers
 from talkoo_operator.objects import AT_ONCE_S, Objects, Outrun
 from talkoo_operator.queue import Key
 from talkoo_operator.settings import OperatorSettings
@@ -20,6 +21,7 @@ from talkoo_runtime.keys import key_of_document
 from talkoo_runtime.transactions import transaction_hash
 
 RETRY_S, REVIEW_S = 5.0, 10.0
+ADMIT = "AdmitMember"
 NEXT_KEY_SECRET, NEXT_KEY_FILE = "next-consensus", "consensus.key"
 """`<release>-next-consensus` holds the key that a RotateKey brings in."""
 Object = dict[str, Any]
@@ -37,6 +39,7 @@ class ProposalController:
         self._settings = settings
         self._membership = Membership(owner)
         self._objects = Objects(api, PROPOSALS, "Proposal", now)
+        self._newcomers = Newcomers(owner, self._objects)
 
     async def work(self, key: Key) -> float | None:
         proposal = await self._objects.read(key)
@@ -62,6 +65,11 @@ class ProposalController:
         try:
             if recorded:
                 result = await self._owner.ledger.resume(base64.b64decode(recorded))
+            elif proposal["spec"]["action"] == ADMIT and await self._newcomers.bring(proposal):
+                words = f"{proposal['spec']['organization']} is a member already"
+                made = decided(proposal.get("status", {}), "Carried", "Admitted", words, *when)
+                await self._objects.write(proposal, made)
+                return
             else:
                 result = await self._send(proposal["spec"], self._recorder(proposal))
         except Conflict as error:
@@ -94,7 +102,7 @@ class ProposalController:
     async def _send(self, spec: Object, record: Record) -> service_pb2.TxResult:
         own = self._settings.organization
         match spec["action"]:
-            case "ApproveMember":
+            case "ApproveMember" | "AdmitMember":
                 return await self._membership.approve(spec["organization"], record)
             case "RotateKey":
                 name = f"{self._settings.release}-{NEXT_KEY_SECRET}"
@@ -114,7 +122,7 @@ class ProposalController:
         status, spec, when = proposal["status"], proposal["spec"], self._objects.when(proposal)
         if status.get("phase") in ENDED:
             return None
-        if spec["action"] != "ApproveMember":
+        if spec["action"] not in ("ApproveMember", ADMIT):
             made = decided(status, "Carried", "Done", f"final in block {status['height']}", *when)
         else:
             made = counted(status, await self._votes(spec["organization"]), *when)

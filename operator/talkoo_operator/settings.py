@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from talkoo_operator.identity import NewAccount
+
 
 class OperatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the organization's gateway is, which keys the operator shows, and what it looks after."""
@@ -29,6 +31,12 @@ class OperatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """The organization's authority, which certifies its nodes."""
     node_balance: str = "1 TLK"
     """What a node's account holds beside its stake, for fees."""
+    stake: str = ""
+    """Bonded once this organization is a member and has the tokens; empty: nothing, as for a founder."""
+    service_balance: str = "5 TLK"
+    """What scheduler and validator of an organization that joins get, for fees."""
+    accounts: tuple[NewAccount, ...] = ()
+    """Namespaces whose accounts get tokens when it has joined."""
     watch_namespaces: tuple[str, ...] = ()
     """Where TrainingTasks are looked after; none: in all namespaces."""
     watch_nodes: bool = True

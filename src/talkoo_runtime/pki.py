@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,14 +90,21 @@ def certify(
     return _certificate(authority, _requested_key(request_pem), uri, now, hosts)
 
 
-def fits_request(certificate_pem: bytes, request_pem: bytes, host: str) -> bool:
-    """Whether a certificate is for the key of this request, and for this host."""
+def fits_request(certificate_pem: bytes, request_pem: bytes, *hosts: str) -> bool:
+    """Whether a certificate is for the key of this request, and for all of these hosts."""
+    if not names_hosts(certificate_pem, hosts):
+        return False
+    return x509.load_pem_x509_certificate(certificate_pem).public_key() == _requested_key(request_pem)
+
+
+def names_hosts(certificate_pem: bytes, hosts: Iterable[str]) -> bool:
+    """Whether a certificate (the first, in PEM) is for all of these hosts."""
     try:
         certificate = x509.load_pem_x509_certificate(certificate_pem)
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except (ValueError, x509.ExtensionNotFound):
         return False
-    return certificate.public_key() == _requested_key(request_pem) and _host(host) in list(names)
+    return all(_host(host) in names for host in hosts)
 
 
 def _requested_key(request_pem: bytes) -> ec.EllipticCurvePublicKey:
@@ -176,10 +184,15 @@ def needs_renewal(certificate_pem: bytes, now: datetime.datetime) -> bool:
     return certificate.not_valid_after_utc - now < life * RENEW_BELOW
 
 
+def der_of(certificate_pem: bytes) -> bytes:
+    """Of the first certificate in it. Raises ValueError where there is none."""
+    return x509.load_pem_x509_certificates(certificate_pem)[0].public_bytes(serialization.Encoding.DER)
+
+
 def certificate_der(path: Path) -> bytes:
-    """The first certificate of a PEM file. Raises InvalidInput (code `bad_certificate`)."""
+    """Of a PEM file. Raises InvalidInput (code `bad_certificate`)."""
     try:
-        return x509.load_pem_x509_certificates(path.read_bytes())[0].public_bytes(serialization.Encoding.DER)
+        return der_of(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path} holds no certificate in PEM: {error}", code="bad_certificate") from None
 

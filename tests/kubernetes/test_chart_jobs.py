@@ -24,7 +24,7 @@ from talkoo_operator.plan import FINALIZER
 
 from talkoo.federation.beginning import ORGANIZATION_KEYS
 from talkoo_core.signing import PrivateKey
-from talkoo_runtime.pki import Authority, create_authority
+from talkoo_runtime.pki import Authority, create_authority, names_hosts
 from talkoo_sim.cluster.chart import Object, render
 from talkoo_sim.cluster.cluster import Cluster
 
@@ -51,7 +51,10 @@ class Home:
         self.cluster.apply(*(self.placed(each) for each in wanted))
         (config,) = (each for each in objects if each["kind"] == "ConfigMap" and _component(each) == component)
         settings = self.folder / f"{component}.toml"
-        settings.write_text(config["data"]["settings.toml"])
+        for file, text in config["data"].items():
+            (self.folder / file).write_text(text)
+        mounted = config["data"]["settings.toml"].replace("/etc/talkoo/settings/", f"{self.folder}/")
+        settings.write_text(mounted)
         return subprocess.run(
             [sys.executable, "-m", f"talkoo_operator.{component}", "--settings", str(settings)],
             env=os.environ | {"KUBECONFIG": str(self._kubeconfig(f"talkoo-{component}"))},
@@ -265,6 +268,40 @@ def test_founders_that_share_no_secret_make_the_same_genesis(new_home: Callable[
         card = home.get("configmap", "talkoo-card")["data"]["card.json"]
         assert "PRIVATE" not in card
         assert not [key for key in keys if json.loads(key)["seed"] in card]
+
+
+def test_an_invitation_goes_out_and_an_application_comes_back(new_home: Callable[[], Home]) -> None:
+    north, south = new_home(), new_home()
+    ends = {"ledger": "203.0.113.5:30443", "scheduler": "203.0.113.5:30444", "gateway": "north.example:30445"}
+    assert north.run("identity").returncode == 0
+    before = north.secret("talkoo-ledger-tls"), north.secret("talkoo-validator-tls")
+    exposed = {"exposure": {service: {"endpoint": endpoint} for service, endpoint in ends.items()}}
+    done = north.run("identity", exposed)
+    assert "ConfigMap talkoo-invitation: hand its invitation.json to whom you invite" in done.stdout, done.stderr
+    assert north.secret("talkoo-validator-tls") == before[1], "what is not exposed keeps its certificate"
+    assert names_hosts(north.secret("talkoo-ledger-tls")["certificate.pem"], ["203.0.113.5", "talkoo-ledger"])
+    assert names_hosts(north.secret("talkoo-gateway-tls")["certificate.pem"], ["north.example"])
+    assert north.run("identity", exposed).stdout.startswith("everything is there")
+    text = north.get("configmap", "talkoo-invitation")["data"]["invitation.json"]
+
+    values = {"organization": "south", "federation": {"invitation": text}}
+    done = south.run("identity", values)
+    assert done.returncode == 0, done.stderr
+    assert "ConfigMap talkoo-application: hand its application.yaml to north" in done.stdout
+    genesis, theirs = (home.get("configmap", "talkoo-federation")["data"]["genesis.json"] for home in (north, south))
+    assert genesis == theirs, "byte for byte"
+    assert len(south.trusted()) == 2
+    assert south.trusted() > north.trusted()
+    proposal = yaml.safe_load(south.get("configmap", "talkoo-application")["data"]["application.yaml"])
+    north.cluster.kubectl("-n", north.namespace, "create", "--dry-run=server", "-f", "-", stdin=json.dumps(proposal))
+    secret = json.loads(south.secret("talkoo-keys")["owner.key"])["seed"]
+    assert secret not in json.dumps(proposal)
+    assert south.run("identity", values).stdout.startswith("everything is there")
+    again = south.run("identity", values | {"federation": {"invitation": text, "applicationNonce": 3}})
+    assert "talkoo-application" in again.stdout
+    other = json.dumps(json.loads(text) | {"genesis": genesis.replace("talkoo-1", "talkoo-2")})
+    refused = south.run("identity", values | {"federation": {"invitation": other}})
+    assert "has the genesis of another chain" in refused.stderr
 
 
 def test_a_card_of_another_organization_is_refused(new_home: Callable[[], Home]) -> None:

@@ -16,6 +16,7 @@ from talkoo_core.errors import InvalidInput
 from talkoo_runtime.pki import (
     CERTIFICATE_DAYS,
     create_authority,
+    der_of,
     ensure_authority,
     ensure_certificate,
     identity_uri,
@@ -40,10 +41,6 @@ def test_a_certificate_names_its_service_and_its_hosts() -> None:
     leaf.verify_directly_issued_by(issuer)
     constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints)
     assert (constraints.critical, constraints.value.ca, constraints.value.path_length) == (True, True, 0)
-
-
-def der_of(pem: bytes) -> bytes:
-    return x509.load_pem_x509_certificates(pem)[0].public_bytes(Encoding.DER)
 
 
 def signed_by_itself(*organizations: str, issues: bool = True) -> bytes:

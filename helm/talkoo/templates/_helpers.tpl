@@ -35,13 +35,32 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
+{{/* A member's invitation (operator/talkoo_operator/invitation.py), or an empty object. */}}
+{{- define "talkoo.invitation" -}}
+{{- with .Values.federation.invitation }}
+{{- $read := fromJson . }}
+{{- range list "federation" "organization" "ledger" "scheduler" "gateway" "genesis" "trust" }}
+{{- if not (get $read .) }}{{ fail (printf "federation.invitation: it has no %s; take it anew from the ConfigMap <release>-invitation of a member" .) }}{{ end }}
+{{- end }}
+{{- if ne $read.federation $.Values.federation.name }}{{ fail (printf "federation.name: the invitation is into %s" $read.federation) }}{{ end }}
+{{- if eq $read.organization $.Values.organization }}{{ fail (printf "organization: the invitation is by %s; choose another name" $read.organization) }}{{ end }}
+{{- end }}
+{{- .Values.federation.invitation | default "{}" }}
+{{- end }}
+
 {{/* Not empty where the S3 server of the release is wanted. */}}
 {{- define "talkoo.ownStorage" -}}
-{{- if and .Values.blobs.seaweedfs.enabled (not .Values.blobs.url) }}yes{{ end }}
+{{- if and .Values.blobs.seaweedfs.enabled (not .Values.blobs.url) (not .Values.federation.invitation) }}yes{{ end }}
+{{- end }}
+
+{{/* Not empty where blobs lie in S3, whoever's. */}}
+{{- define "talkoo.s3" -}}
+{{- if hasPrefix "s3:" (include "talkoo.blobs" .) }}yes{{ end }}
 {{- end }}
 
 {{- define "talkoo.blobs" -}}
 {{- if .Values.blobs.url -}}{{ .Values.blobs.url }}
+{{- else if .Values.federation.invitation -}}gateway://{{ (include "talkoo.invitation" . | fromJson).gateway }}
 {{- else -}}s3://talkoo?endpoint=http://{{ .Release.Name }}-storage.{{ .Release.Namespace }}.svc:8333{{- end -}}
 {{- end }}
 
@@ -138,7 +157,7 @@ items: [{key: tls.crt, path: certificate.pem}, {key: tls.key, path: private-key.
 {{- end }}
 
 {{- define "talkoo.storageEnv" -}}
-{{- range list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
+{{- range ternary (list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY") list (eq (include "talkoo.s3" .) "yes") }}
 - name: {{ . }}
   valueFrom: {secretKeyRef: {name: "{{ $.Values.blobs.secretName | default (printf "%s-storage" $.Release.Name) }}", key: {{ . }}}}
 {{- end }}

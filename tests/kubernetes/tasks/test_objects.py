@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from talkoo_operator.federations import LAGGING_S
+from talkoo_operator.invitation import Invitation, application_manifest, signed_application
 from talkoo_operator.motion import Count, counted
 
 from talkoo.client_async import AsyncClient
+from talkoo.federation.beginning import ORGANIZATION_KEYS
 from talkoo.membership import Membership
 from talkoo_core.amounts import UTLK_PER_TLK
+from talkoo_core.errors import NotFound
 from talkoo_core.signing import PrivateKey
-from talkoo_runtime.keys import address_of, new_key
+from talkoo_runtime.keys import address_of, key_document, new_key
+from talkoo_runtime.pki import create_authority, der_of
 from talkoo_sim.operator_bed import NAMESPACE, eventually
 
 pytestmark = pytest.mark.timeout(900)
@@ -127,6 +135,114 @@ def test_a_proposal_is_signed_once_also_by_an_operator_that_dies_over_it(bed: An
     status = bed.until(SPACE, "elsewhere", lambda s: s.get("phase") == "Refused", kind="proposal")
     assert status["reason"] == "WrongNamespace"
     bed.cluster.kubectl("-n", NAMESPACE, "delete", "prop", "--all")
+
+
+def newcomer(bed: Any, name: str) -> tuple[dict[str, PrivateKey], bytes, dict[str, Any]]:
+    """Its keys, its authority, and the Proposal that its cluster makes of an invitation."""
+    home = bed.federation.home
+    genesis, trust = (home / "genesis.json").read_text(), (home / "trust.pem").read_text()
+    ends = dict.fromkeys(("ledger", "scheduler", "gateway"), "203.0.113.5:7443")
+    invited = Invitation(federation="talkoo-bed", organization="north", genesis=genesis, trust=trust, **ends)
+    keys, authority = {key: new_key() for key in ORGANIZATION_KEYS}, create_authority(name, datetime.now(UTC))
+    signed = signed_application(invited, authority, keys, 0)
+    owner = address_of(keys["owner"])
+    proposal = yaml.safe_load(application_manifest(authority, owner, signed, "30.5 TLK"))
+    proposal["metadata"]["namespace"] = NAMESPACE
+    return keys, der_of(authority.certificate_pem), proposal
+
+
+def trusted(bed: Any) -> list[bytes]:
+    """Authorities (DER) that the cluster's services trust."""
+    found = bed.cluster.get("-n", NAMESPACE, "configmap", "talkoo-federation")["data"]["trust.pem"]
+    return [each.public_bytes(Encoding.DER) for each in x509.load_pem_x509_certificates(found.encode())]
+
+
+def balance(bed: Any, address: str) -> int:
+    async def ask() -> int:
+        async with AsyncClient(bed.federation.home, user="alice") as alice:
+            try:
+                return int((await alice.account(address)).balance_utlk)
+            except NotFound:
+                return 0
+
+    return asyncio.run(ask())
+
+
+def organization(bed: Any, name: str) -> Any:
+    async def ask() -> Any:
+        async with AsyncClient(bed.federation.home, user="alice") as alice:
+            return next((each for each in await alice.organizations() if each.name == name), None)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.federation
+@pytest.mark.parametrize("point", ["after-record", "after-send"])
+def test_a_newcomer_is_granted_once_and_admitted_though_operators_die_on_the_way(bed: Any, point: str) -> None:
+    bed.namespace(SPACE, "alice")
+    name = f"new-{point}"
+    keys, authority, proposal = newcomer(bed, name)
+    owner = address_of(keys["owner"])
+    trust = (bed.federation.home / "trust.pem").read_text()
+    metadata = {"name": "talkoo-federation", "namespace": NAMESPACE}
+    bed.cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"trust.pem": trust}})
+    bed.cluster.apply(proposal)
+    for number in range(1 if point == "after-record" else 3):
+        # One transaction each at most: the grant, the application, the approval.
+        dying = bed.operator(f"dying-{number}", module="talkoo_sim.dying_operator", arguments=[point], resync_s=5.0)
+        assert dying.process.wait(90) == -9, dying.said()
+        if organization(bed, name):
+            break
+    bed.operator("next", resync_s=5.0)
+    status = bed.until(NAMESPACE, f"admit-{name}", lambda s: s.get("phase") == "Carried", kind="proposal")
+    assert (status["reason"], status["grant"]["height"] > 0) == ("Admitted", True)
+    assert "transaction" not in status["grant"]
+    assert balance(bed, owner) == 30_500_000 - 100, "one grant, less the fee of its application"
+    member = organization(bed, name)
+    assert (member.owner, member.authority) == (owner, authority)
+    eventually(lambda: authority in trusted(bed), "its authority is trusted")
+    assert len(trusted(bed)) >= len(x509.load_pem_x509_certificates(trust.encode())) + 1
+    proposal["metadata"]["name"] = "again"
+    bed.cluster.apply(proposal)
+    status = bed.until(NAMESPACE, "again", lambda s: s.get("phase") == "Carried", kind="proposal")
+    assert "is a member already" in status["message"]
+    assert balance(bed, owner) == 30_500_000 - 100
+    bed.cluster.kubectl("-n", NAMESPACE, "delete", "prop", "--all")
+
+
+def paid(bed: Any, *addresses: str) -> None:
+    async def pay() -> None:
+        async with AsyncClient(bed.federation.home, user="alice") as alice:
+            for address in addresses:
+                await alice.transfer(address, UTLK_PER_TLK)
+
+    asyncio.run(pay())
+
+
+@pytest.mark.federation
+def test_who_has_joined_bonds_once_also_when_its_operator_dies_over_it(bed: Any) -> None:
+    bed.namespace(SPACE, "bob")
+    keys, _, proposal = newcomer(bed, "joins")
+    member = bed.operator("admits", resync_s=5.0)
+    bed.cluster.apply(proposal)
+    bed.until(NAMESPACE, "admit-joins", lambda s: s.get("phase") == "Carried", kind="proposal")
+    member.stop()
+    bed.cluster.kubectl("-n", NAMESPACE, "delete", "federation,proposal", "--all")
+    paid(bed, address_of(keys["scheduler"]))
+    key = bed.folder / "joins.key"
+    key.write_text(key_document(keys["owner"].seed))
+    settings = {"organization": "joins", "owner_key": str(key), "stake": "25 TLK", "service_balance": "1 TLK"}
+    paid(bed, address_of(keys["validator"]))
+    dying = bed.operator("dying", module="talkoo_sim.dying_operator", arguments=["after-send"], **settings)
+    assert dying.process.wait(90) == -9, dying.said()
+    assert "transaction" in bed.status(NAMESPACE, "federation", "federation")["joining"]
+    bed.operator("joins", resync_s=5.0, **settings)
+    status = bed.until(NAMESPACE, "federation", lambda s: s.get("joining", {}).get("bonded"), kind="federation")
+    assert status["joining"]["bonded"] == "25.0 TLK"
+    assert "transaction" not in status["joining"]
+    assert organization(bed, "joins").stake_utlk == 25 * UTLK_PER_TLK
+    assert balance(bed, address_of(keys["owner"])) == 5_500_000 - 2 * 100
+    bed.cluster.kubectl("-n", NAMESPACE, "delete", "federation", "--all")
 
 
 @pytest.mark.parametrize(
