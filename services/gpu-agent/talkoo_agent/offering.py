@@ -29,6 +29,18 @@ LEAST_PAUSE_S = 0.5
 RETRY_S = 1.0
 NODE_REVIEW_S = 15.0
 """How old the agent's knowledge of its own node record may be: jail and stake change by others' transactions."""
+REGISTERED_AS_IS = (
+    "name",
+    "endpoint",
+    "hardware_class",
+    "device",
+    "memory_bytes",
+    "price_utlk_per_gflop",
+    "power_mw",
+    "power_source",
+    "request_price_utlk",
+    "outbound_only",
+)
 SPEED_CHANGE = 0.1
 """A measured speed within this part of the registered one is not registered again."""
 
@@ -52,8 +64,7 @@ async def register(node: Node) -> state_pb2.Node:
 
 def _same(node: Node, known: state_pb2.Node, measured: Measured) -> bool:
     wanted = registration_of(node.settings, node.device, measured, 0)
-    fields = ("name", "endpoint", "hardware_class", "device", "memory_bytes", "price_utlk_per_gflop", "power_mw")
-    if any(getattr(known, name) != getattr(wanted, name) for name in (*fields, "power_source", "request_price_utlk")):
+    if any(getattr(known, name) != getattr(wanted, name) for name in REGISTERED_AS_IS):
         return False
     return abs(known.speed_flops - wanted.speed_flops) <= SPEED_CHANGE * known.speed_flops
 

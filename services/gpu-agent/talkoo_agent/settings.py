@@ -39,6 +39,8 @@ class AgentSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_f
     """Lend the processor where there is no GPU; else such a node says so and offers nothing."""
     node_folder: str = ""
     """Folder shared with the keeper of this Kubernetes node: reports go out, orders come in; empty: neither."""
+    outbound_only: bool = False
+    """Nodes of other organizations cannot dial this one: it stands in a private cluster and dials them."""
     endorsement: str = ""
     """Hex: the organization owner's signature that the node belongs to it; empty when genesis lists the node."""
     forge_from_segment: int = HONEST

@@ -141,6 +141,7 @@ def registration_of(
         power_source=device.power_source,
         request_price_utlk=settings.request_price_utlk,
         endorsement=bytes.fromhex(settings.endorsement),
+        outbound_only=settings.outbound_only,
     )
 
 
@@ -169,4 +170,5 @@ def offer_of(
         state=state,
         reason=reason,
         slots=settings.slots,
+        outbound_only=settings.outbound_only,
     )
