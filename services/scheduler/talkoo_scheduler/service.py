@@ -57,9 +57,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         identity = identity_of(context)
         require(identity, roles={"agent"}, organization=self._settings.organization)
         if not await self._is_node(node_id, identity.organization, identity.name):
+            organization, name = self._known[node_id]
             raise PermissionDenied(
-                f"{identity} cannot speak for the node {node_id}, which goes by another name; it speaks for its own",
-                code="wrong_node",
+                f"{identity} cannot speak for {name} of {organization}; it speaks for its own node", code="wrong_node"
             )
         return identity
 

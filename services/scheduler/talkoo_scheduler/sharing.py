@@ -19,6 +19,7 @@ from talkoo_runtime.grpc_client import raise_from_rpc, service_channel
 from talkoo_runtime.supervision import Background
 from talkoo_scheduler.keys import Keys
 from talkoo_scheduler.leader import read_own_offers
+from talkoo_scheduler.metrics import SHARED
 from talkoo_scheduler.settings import SchedulerSettings
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,10 @@ class Sharing:
                         if trouble is not None:
                             log.info("offers are shared with %s", endpoint)
                         trouble, pause_s = None, REDIAL_FIRST_S
+                        SHARED.set(1, scheduler=endpoint)
                         await self._until_due(endpoint, sent, again_s)
             except TalkooError as error:
+                SHARED.set(0, scheduler=endpoint)
                 if trouble != error.message:
                     log.warning("offers cannot be shared with %s: %s", endpoint, error.message)
                 trouble = error.message
