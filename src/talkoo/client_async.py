@@ -29,6 +29,7 @@ from talkoo_core.amounts import format_tlk
 from talkoo_core.errors import Corrupt, Failed, InsufficientFunds, InvalidInput, NotFound, Unavailable
 from talkoo_core.ids import is_address
 from talkoo_core.signing import PrivateKey
+from talkoo_runtime.blobs import CHUNK_BYTES, MAX_GATEWAY_BLOB_BYTES
 from talkoo_runtime.grpc_client import open_channel, raise_from_rpc
 from talkoo_runtime.keys import address_of, load_key
 from talkoo_runtime.ledger_client import LedgerClient
@@ -42,8 +43,6 @@ INFER_PATIENCE_S = 30.0
 """How long a paid request is offered to a node that does not see the payment yet, or starts the model."""
 RETRY_S = 0.2
 MAX_INPUT_BYTES = 1 << 20
-CHUNK_BYTES = 1 << 20
-MAX_BLOB_BYTES = 256 * 1024 * 1024
 ENDED = (state_pb2.TASK_PHASE_COMPLETED, state_pb2.TASK_PHASE_FAILED, state_pb2.TASK_PHASE_CANCELLED)
 
 T = TypeVar("T")
@@ -260,8 +259,8 @@ class AsyncClient:
         call = self.stub.GetBlob(gateway_pb2.GetBlobRequest(sha256=sha256), timeout=BLOB_TIMEOUT_S)
         async for chunk in streamed(call):
             size += len(chunk.data)
-            if size > MAX_BLOB_BYTES:
-                raise Corrupt(f"the blob {sha256[:16]}… is larger than {MAX_BLOB_BYTES >> 20} MiB")
+            if size > MAX_GATEWAY_BLOB_BYTES:
+                raise Corrupt(f"the blob {sha256[:16]}… is larger than {MAX_GATEWAY_BLOB_BYTES >> 20} MiB")
             parts.append(chunk.data)
         content = b"".join(parts)
         if hashlib.sha256(content).hexdigest() != sha256:

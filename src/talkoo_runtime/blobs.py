@@ -1,4 +1,6 @@
-"""Content-addressed blobs: one interface, a folder when embedded, S3 otherwise. A name is the SHA-256 of the bytes.
+"""Content-addressed blobs: one interface; a folder when embedded, S3, or the gateway of another organization.
+
+A name is the SHA-256 of the bytes.
 
 Every read is verified, so the store itself need not be trusted; every write is idempotent.
 """
@@ -16,10 +18,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from talkoo_core.errors import Corrupt, Exhausted, InvalidInput, NotFound, Unavailable
 from talkoo_runtime.disk import full_disk_is_exhausted, sync_folder
+from talkoo_runtime.service_settings import ServiceSettings
 
 MAX_BLOB_BYTES = 8 * 1024**3
 MAX_IN_MEMORY_BYTES = 2 * 1024**3
+MAX_GATEWAY_BLOB_BYTES = 256 * 1024**2
+"""What a gateway takes and gives, to people and to services of members alike: it bounds its spool folder."""
 CHUNK_BYTES = 1 << 20
+GATEWAY_SCHEME = "gateway"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -47,20 +53,33 @@ class BlobStore(Protocol):
     async def size(self, digest: str) -> int: ...
 
     async def delete(self, digest: str) -> None:
-        """Remove; absent is fine."""
+        """Remove; absent is fine. Raises PermissionDenied where the store is another organization's."""
+        ...
+
+    async def close(self) -> None:
+        """End the connections, where it has any."""
         ...
 
 
-def open_blob_store(url: str) -> BlobStore:
-    """`file:///folder`, or `s3://bucket/prefix?endpoint=http://host:port` with AWS_* credentials in the environment."""
+def open_blob_store(url: str, settings: ServiceSettings | None = None) -> BlobStore:
+    """`file:///folder`, `s3://bucket/prefix?endpoint=http://host:port` with AWS_* credentials in the environment, or
+    `gateway://host:port`, which is shown the certificate of `settings`. Nothing is dialled yet.
+    """
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.path and parts.netloc in ("", "localhost"):
         return FolderBlobStore(Path(unquote(parts.path)))
     if parts.scheme == "s3" and parts.netloc:
         endpoint = parse_qs(parts.query).get("endpoint", [""])[0]
         return S3BlobStore(endpoint, parts.netloc, parts.path.strip("/"), _credentials_from_environment())
+    if parts.scheme == GATEWAY_SCHEME and _is_host_and_port(parts.netloc) and parts.path in ("", "/"):
+        if settings is None:
+            raise InvalidInput(f"{url} is for services, which show their certificate there", code="bad_settings")
+        from talkoo_runtime.gateway_blobs import GatewayBlobStore
+
+        return GatewayBlobStore(parts.netloc, settings)
     raise InvalidInput(
-        f"{url!r} names no blob store; use file:///folder or s3://bucket/prefix?endpoint=http://host:port",
+        f"{url!r} names no blob store; use file:///folder, s3://bucket/prefix?endpoint=http://host:port or "
+        "gateway://host:port",
         code="bad_settings",
     )
 
@@ -82,7 +101,7 @@ class FolderBlobStore:
 
     async def get(self, digest: str) -> bytes:
         data = await asyncio.to_thread(self._read, digest)
-        _verify(digest, hashlib.sha256(data).hexdigest())
+        verify(digest, hashlib.sha256(data).hexdigest())
         return data
 
     async def get_to_file(self, digest: str, path: Path) -> None:
@@ -100,8 +119,11 @@ class FolderBlobStore:
     async def delete(self, digest: str) -> None:
         await asyncio.to_thread(self._path(digest).unlink, missing_ok=True)
 
+    async def close(self) -> None:
+        """Nothing is kept open."""
+
     def _path(self, digest: str) -> Path:
-        _check_digest(digest)
+        check_digest(digest)
         return self._folder / digest[:2] / digest[2:4] / digest
 
     def _write(self, digest: str, data: bytes) -> None:
@@ -194,7 +216,7 @@ class S3BlobStore:
         return digest
 
     async def put_file(self, path: Path) -> str:
-        digest = await asyncio.to_thread(_digest_of_file, path)
+        digest = await asyncio.to_thread(digest_of_file, path)
         if not await self.has(digest):
             await self._call(self._client.fput_object, self._bucket, self._key(digest), str(path))
         return digest
@@ -202,7 +224,7 @@ class S3BlobStore:
     async def get(self, digest: str) -> bytes:
         data = await self._call(self._read, digest)
         assert isinstance(data, bytes)
-        _verify(digest, hashlib.sha256(data).hexdigest())
+        verify(digest, hashlib.sha256(data).hexdigest())
         return data
 
     async def get_to_file(self, digest: str, path: Path) -> None:
@@ -221,8 +243,11 @@ class S3BlobStore:
     async def delete(self, digest: str) -> None:
         await self._call(self._client.remove_object, self._bucket, self._key(digest))
 
+    async def close(self) -> None:
+        """The client's own pool drops idle connections."""
+
     def _key(self, digest: str) -> str:
-        _check_digest(digest)
+        check_digest(digest)
         return self._prefix + digest
 
     def _read(self, digest: str) -> bytes:
@@ -258,9 +283,14 @@ class S3BlobStore:
 def _read_bounded(reader: Any) -> bytes:
     """Somebody else may have stored it: its size is not to be trusted."""
     data = bytes(reader.read(MAX_IN_MEMORY_BYTES + 1))
-    if len(data) > MAX_IN_MEMORY_BYTES:
-        raise Exhausted(f"a blob over {MAX_IN_MEMORY_BYTES} bytes is not read into memory; read it into a file")
+    check_in_memory(len(data))
     return data
+
+
+def check_in_memory(size: int) -> None:
+    """Raises Exhausted for what is too large to be held in memory."""
+    if size > MAX_IN_MEMORY_BYTES:
+        raise Exhausted(f"a blob over {MAX_IN_MEMORY_BYTES} bytes is not read into memory; read it into a file")
 
 
 def _write_verified(digest: str, reader: Any, path: Path) -> None:
@@ -274,7 +304,7 @@ def _write_verified(digest: str, reader: Any, path: Path) -> None:
                 while chunk := reader.read(CHUNK_BYTES):
                     actual.update(chunk)
                     writer.write(chunk)
-            _verify(digest, actual.hexdigest())
+            verify(digest, actual.hexdigest())
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
@@ -289,7 +319,8 @@ def _holds(path: Path, digest: str) -> bool:
         return False
 
 
-def _digest_of_file(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
+    """Raises NotFound, or Exhausted for a file that no store takes."""
     try:
         _check_size(path.stat().st_size)
         with path.open("rb") as file:
@@ -298,7 +329,8 @@ def _digest_of_file(path: Path) -> str:
         raise NotFound(f"there is no file {path}") from None
 
 
-def _check_digest(digest: str) -> None:
+def check_digest(digest: str) -> None:
+    """Raises InvalidInput (code `bad_digest`)."""
     if not _DIGEST.fullmatch(digest):
         raise InvalidInput(f"{digest[:80]!r} is not a SHA-256: 64 lower-case hex digits", code="bad_digest")
 
@@ -308,13 +340,19 @@ def _check_size(size: int) -> None:
         raise Exhausted(f"a blob has at most {MAX_BLOB_BYTES >> 30} GiB, this one {size} bytes; split it")
 
 
-def _verify(wanted: str, actual: str) -> None:
+def verify(wanted: str, actual: str) -> None:
+    """Raises Corrupt."""
     if wanted != actual:
         raise Corrupt(f"the blob {wanted[:16]}… is damaged in the store: its bytes hash to {actual[:16]}…")
 
 
 def _absent(digest: str) -> NotFound:
     return NotFound(f"the blob {digest[:16]}… is not in the store", code="no_blob")
+
+
+def _is_host_and_port(netloc: str) -> bool:
+    host, _, port = netloc.rpartition(":")
+    return bool(host) and "@" not in host and port.isdigit()
 
 
 def _credentials_from_environment() -> tuple[str, str]:

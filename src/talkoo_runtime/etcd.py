@@ -10,14 +10,14 @@ import asyncio
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 from etcd3aio import Etcd3Client, EtcdError, prefix_range_end
-from etcd3aio._protobuf import Compare, PutRequest, RequestOp
+from etcd3aio._protobuf import Compare, DeleteRangeRequest, PutRequest, RequestOp
 
 from talkoo_core.errors import NotFound, Unavailable
 
@@ -27,6 +27,8 @@ T = TypeVar("T")
 CALL_TIMEOUT_S = 5.0
 KEEPALIVES_PER_TTL = 3
 WATCH_RETRY_S = 0.3
+PAGE = 100
+"""Keys in one answer of etcd, and operations in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +159,15 @@ class EtcdStore:
         return _value(answer.kvs[0]) if answer.kvs else None
 
     async def list(self, prefix: str) -> dict[str, Value]:
-        """All values whose key begins with `prefix`, in key order."""
-        raw = prefix.encode()
-        answer = await self._call(self._client.kv.get(raw, range_end=prefix_range_end(raw)))
-        return dict(sorted((item.key.decode(), _value(item)) for item in answer.kvs))
+        """All values whose key begins with `prefix`, in key order, as they stood at one moment."""
+        found: dict[str, Value] = {}
+        first, end, revision = prefix.encode(), prefix_range_end(prefix.encode()), 0
+        while True:
+            answer = await self._call(self._client.kv.get(first, range_end=end, revision=revision, limit=PAGE))
+            found |= {item.key.decode(): _value(item) for item in answer.kvs}
+            if not answer.more or not answer.kvs:
+                return dict(sorted(found.items()))
+            first, revision = bytes(answer.kvs[-1].key) + b"\0", answer.header.revision
 
     async def put(self, key: str, data: bytes, lease: Lease | None = None) -> None:
         await self._call(self._client.kv.put(key.encode(), data, lease=lease.id if lease else 0))
@@ -169,6 +176,17 @@ class EtcdStore:
         """Write a value that disappears after `ttl_s` unless it is written again: a heart-beat's word."""
         granted = await self._call(self._client.lease.grant(ttl=ttl_s))
         await self._call(self._client.kv.put(key.encode(), data, lease=int(granted.ID)))
+
+    async def replace_for(self, prefix: str, values: Mapping[str, bytes], ttl_s: int) -> None:
+        """Let these be all that stands under a prefix; they disappear after `ttl_s` unless they are written again."""
+        gone = (await self.list(prefix)).keys() - values.keys()
+        operations = [RequestOp(request_delete_range=DeleteRangeRequest(key=key.encode())) for key in sorted(gone)]
+        if values:
+            lease = int((await self._call(self._client.lease.grant(ttl=ttl_s))).ID)
+            puts = (PutRequest(key=key.encode(), value=data, lease=lease) for key, data in values.items())
+            operations += [RequestOp(request_put=put) for put in puts]
+        for start in range(0, len(operations), PAGE):
+            await self._call(self._client.kv.txn([], operations[start : start + PAGE]))
 
     async def delete(self, key: str) -> bool:
         """Whether there was something to delete."""

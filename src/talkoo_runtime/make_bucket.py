@@ -7,14 +7,16 @@ import asyncio
 import sys
 
 from talkoo_core.errors import TalkooError, Unavailable
-from talkoo_runtime.blobs import S3BlobStore, open_blob_store
+from talkoo_runtime.blobs import GATEWAY_SCHEME, S3BlobStore, open_blob_store
 
 TIMEOUT_S = 120.0
 POLL_S = 1.0
 
 
 async def make_bucket(url: str, timeout_s: float = TIMEOUT_S) -> None:
-    """A folder needs nothing. Raises Unavailable when the server does not answer in time."""
+    """A folder needs nothing, nor does a gateway. Raises Unavailable when the server does not answer in time."""
+    if url.startswith(f"{GATEWAY_SCHEME}://"):
+        return
     store = open_blob_store(url)
     if not isinstance(store, S3BlobStore):
         return

@@ -7,9 +7,10 @@ import hashlib
 from typing import Any
 
 import pytest
+from talkoo_api.agent.v1 import agent_pb2
 from talkoo_api.ledger.v1 import service_pb2, state_pb2, tx_pb2
 
-from talkoo.client_async import AsyncClient
+from talkoo.client_async import AsyncClient, translated
 from talkoo.watching import watch
 from talkoo_core.errors import (
     Conflict,
@@ -50,8 +51,6 @@ async def test_a_transfer_is_signed_sent_and_final(house: Any, client: AsyncClie
 async def test_a_replayed_transaction_is_a_conflict(house: Any, client: AsyncClient) -> None:
     signed = sign_transaction(client.key, "chain-test", 0, 1000, tx_pb2.Transfer(to=client.address, amount_utlk=1))
     await client.stub.Broadcast(service_pb2.BroadcastRequest(tx=signed))
-    from talkoo.client_async import translated
-
     with pytest.raises(Conflict, match="the nonce is 0, not 1"):
         await translated(client.stub.Broadcast(service_pb2.BroadcastRequest(tx=signed)))
 
@@ -61,7 +60,8 @@ async def test_only_users_supervisors_and_gateways_are_served(house: Any, role: 
     async with AsyncClient(profile=house.profile(name="stranger", role=role)) as stranger:
         with pytest.raises(PermissionDenied, match=f"{role} stranger of north may not call this"):
             await stranger.status()
-        with pytest.raises(PermissionDenied):
+        # Agents and validators of members whose cluster has no store ask for blobs, and for nothing else.
+        with pytest.raises(NotFound if role in ("agent", "validator") else PermissionDenied):
             await stranger.blob("0" * 64)
 
 
@@ -170,6 +170,57 @@ async def test_a_lost_node_is_said_once_and_read_again_when_it_is_back(house: An
     node.endpoint = good
     await house.agents[0].say("back", 10)
     assert [line.text async for line in client.logs(task_id)] == ["back"]
+
+
+async def test_a_foreign_node_that_only_dials_out_is_said_to_be_so_and_holds_nothing_up(
+    house: Any, client: AsyncClient
+) -> None:
+    task_id = house.add_task(nodes=(0, 1))
+    private = house.ledger.state["nodes"][address_of(house.agents[1].key)]
+    private.organization, private.outbound_only = "south", True
+    await house.agents[0].say("here", 10)
+    await house.agents[1].say("nobody hears this", 20)
+    lines = [(line.node, line.text) async for line in client.logs(task_id)]
+    assert lines == [
+        ("north-2", "(cannot be reached: north-2 only dials out; a gateway of south can ask it)"),
+        ("north-1", "here"),
+    ]
+    seen: list[str] = []
+
+    async def read() -> None:
+        async for line in client.logs(task_id, follow=True):
+            seen.append(line.text)
+
+    reader = asyncio.create_task(read())
+    await until(lambda: len(seen) == 2)
+    await house.agents[0].say("and on", 30)
+    await until(lambda: seen[-1] == "and on")
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
+    await house.agents[0].report(5, 10)
+    async with asyncio.timeout(15):
+        assert (await anext(client.progress(task_id))).step == 5
+
+
+async def test_an_own_node_that_only_dials_out_is_asked_as_any_other(house: Any, client: AsyncClient) -> None:
+    task_id = house.add_task(nodes=(1,))
+    house.ledger.state["nodes"][address_of(house.agents[1].key)].outbound_only = True
+    await house.agents[1].say("at home", 20)
+    assert [line.text async for line in client.logs(task_id)] == ["at home"]
+
+
+async def test_a_request_paid_to_a_foreign_node_that_only_dials_out_is_not_tried_here(
+    house: Any, client: AsyncClient
+) -> None:
+    """Quoted by a gateway of the node's own organization, or before the node said so."""
+    house.add_model()
+    private = house.ledger.state["nodes"][address_of(house.agents[0].key)]
+    private.organization, private.outbound_only = "south", True
+    assert (await client.quote("digits")).node_name == "north-2"
+    house.ledger.state["requests"]["req-1"] = state_pb2.ModelRequest(id="req-1", node_id=private.id, state="open")
+    with pytest.raises(Conflict, match="a gateway of south can ask it, this one of north cannot") as caught:
+        await translated(client.stub.Infer(agent_pb2.InferRequest(request_id="req-1")))
+    assert caught.value.code == "outbound_only"
 
 
 async def test_a_watch_adds_up_events_and_progress(house: Any, client: AsyncClient) -> None:

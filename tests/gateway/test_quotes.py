@@ -37,7 +37,7 @@ CASES = [
 def test_the_cheapest_that_may_and_can(
     offers: list[scheduler_pb2.Offer], nodes: list[state_pb2.Node], chosen: str, price: int
 ) -> None:
-    quote = choose(MODEL, offers, {n.id: n for n in nodes})
+    quote = choose(MODEL, offers, {n.id: n for n in nodes}, "north")
     assert (quote.node_name, quote.price_utlk, quote.version) == (chosen, price, "digits@1")
 
 
@@ -45,9 +45,21 @@ def test_when_none_can_each_has_its_reason() -> None:
     offers = [offer("a"), offer("b", state="draining"), offer("c")]
     nodes = {n.id: n for n in (node("a", 1, jailed=True), node("b", 1))}
     with pytest.raises(Unavailable, match="a is jailed for forging; b is leaving; c is not registered on the ledger"):
-        choose(MODEL, offers, nodes)
+        choose(MODEL, offers, nodes, "north")
     with pytest.raises(Unavailable, match="no node is connected"):
-        choose(MODEL, [], nodes)
+        choose(MODEL, [], nodes, "north")
+
+
+@pytest.mark.parametrize("said_by", ["ledger", "offer"])
+def test_a_node_that_only_dials_out_is_asked_by_its_own_organization_s_gateway(said_by: str) -> None:
+    private = state_pb2.Node(id="tlk1s", name="s", organization="south", outbound_only=said_by == "ledger")
+    nodes = {"tlk1s": private, "tlk1n": state_pb2.Node(id="tlk1n", name="n", organization="north")}
+    nodes["tlk1n"].request_price_utlk = 5
+    offers = [scheduler_pb2.Offer(node_id="tlk1s", name="s", outbound_only=said_by == "offer"), offer("n")]
+    assert choose(MODEL, offers, nodes, "north").node_name == "n"
+    assert choose(MODEL, offers, nodes, "south").node_name == "s"
+    with pytest.raises(Unavailable, match="s only dials out; a gateway of south can ask it"):
+        choose(MODEL, offers[:1], nodes, "north")
 
 
 def test_versions_are_read_strictly() -> None:

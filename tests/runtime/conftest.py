@@ -12,12 +12,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+import msgspec
 import pytest
+from talkoo_api.gateway.v1 import gateway_pb2_grpc
+from talkoo_gateway.blob_transfers import BlobTransfers
+from talkoo_gateway.desk import Desk
+from talkoo_gateway.servicer import GatewayServicer
+from talkoo_gateway.settings import GatewaySettings
+from talkoo_gateway.upstreams import Upstreams
 
 from talkoo_core.errors import Unavailable
-from talkoo_runtime.blobs import S3BlobStore
+from talkoo_runtime.blobs import BlobStore, S3BlobStore, open_blob_store
 from talkoo_runtime.etcd import EtcdStore
 from talkoo_runtime.etcd_server import etcd_arguments
+from talkoo_runtime.grpc_server import make_server, start_server
 from talkoo_runtime.pki import Authority, ensure_authority, ensure_certificate, identity_uri, trust_bundle
 from talkoo_runtime.service_settings import ServiceSettings
 from talkoo_sim.ports import free_port
@@ -131,6 +140,61 @@ async def etcd(town: Town) -> AsyncIterator[EtcdProcess]:
     finally:
         process.kill()
         process.log.close()
+
+
+class GatewayAtWork:
+    """A real gateway's gRPC over mutual TLS, which tests may stop and start again; nothing stands behind it."""
+
+    def __init__(self, town: Town, organization: Authority, blobs: str) -> None:
+        name = f"{organization.organization}-gateway"
+        nobody = "127.0.0.1:1"
+        own = msgspec.structs.asdict(town.settings(organization, "gateway", name))
+        self.settings = GatewaySettings(
+            **own, http_listen=nobody, ledger=nobody, scheduler=nobody, validator=nobody, blobs=blobs
+        )
+        self.url = f"gateway://{self.settings.listen}"
+        self.store = open_blob_store(blobs, self.settings)
+        self._upstreams = Upstreams(self.settings)
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        desk = Desk(self._upstreams, BlobTransfers(self.store, Path(self.settings.state_dir)))
+        self._server = make_server()
+        gateway_pb2_grpc.add_GatewayServicer_to_server(GatewayServicer(desk), self._server)
+        await start_server(self._server, self.settings)
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0)
+        self._server = None
+
+    async def close(self) -> None:
+        await self.stop()
+        await self.store.close()
+        await self._upstreams.close()
+
+
+@pytest.fixture
+async def gateway(town: Town) -> AsyncIterator[GatewayAtWork]:
+    """North's, before a folder."""
+    gateway = GatewayAtWork(town, town.north, (town.folder / "stored").as_uri())
+    await gateway.start()
+    yield gateway
+    await gateway.close()
+
+
+@pytest.fixture
+async def gateway_store(town: Town, gateway: GatewayAtWork) -> AsyncIterator[BlobStore]:
+    """North's store as an agent of south has it."""
+    store = open_blob_store(gateway.url, town.settings(town.south, "agent", "south-1"))
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def make_gateway() -> type[GatewayAtWork]:
+    """For tests that want another one: `start`, and `close` in the end."""
+    return GatewayAtWork
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from talkoo_core.errors import Unavailable
-from talkoo_runtime.etcd import Change, EtcdStore
+from talkoo_runtime.etcd import PAGE, Change, EtcdStore
 
 
 async def test_values_are_written_swapped_listed_and_removed(etcd: Any) -> None:
@@ -25,6 +25,30 @@ async def test_values_are_written_swapped_listed_and_removed(etcd: Any) -> None:
         assert {key: value.data for key, value in (await store.list("/a/")).items()} == {"/a/1": b"two", "/a/2": b"new"}
         assert await store.delete("/a/1")
         assert not await store.delete("/a/1")
+
+
+async def test_a_prefix_of_more_keys_than_an_answer_holds_is_listed_whole(etcd: Any) -> None:
+    async with etcd.store() as store:
+        values = {f"/many/{number:03d}": str(number).encode() for number in range(2 * PAGE + 1)}
+        await store.replace_for("/many/", values, 60)
+        await store.put("/many0", b"behind the prefix")
+        assert {key: value.data for key, value in (await store.list("/many/")).items()} == values
+
+
+async def test_what_stands_under_a_prefix_is_replaced_and_runs_out(etcd: Any, eventually: Any) -> None:
+    async with etcd.store() as store:
+        await store.replace_for("/of/east/", {"/of/east/1": b"one", "/of/east/2": b"two"}, 60)
+        await store.put("/of/eastern", b"another's")
+        await store.replace_for("/of/east/", {"/of/east/2": b"zwei", "/of/east/3": b"drei"}, 1)
+        left = {key: value.data for key, value in (await store.list("/of/")).items()}
+        assert left == {"/of/east/2": b"zwei", "/of/east/3": b"drei", "/of/eastern": b"another's"}
+
+        async def gone() -> bool:
+            return not await store.list("/of/east/")
+
+        await eventually(gone, "values that were not written again to be gone")
+        await store.replace_for("/of/", {}, 1)
+        assert not await store.list("/of/")
 
 
 async def test_a_leased_key_lives_as_long_as_its_lease_is_kept(etcd: Any, eventually: Any) -> None:

@@ -156,6 +156,8 @@ CANDIDATES = st.lists(
         state=st.sampled_from(["ready", "busy", "draining"]),
         jailed_until_height=st.none() | st.integers(0, 100),
         passed_over=st.integers(0, 5),
+        organization=st.sampled_from(["north", "south", "west"]),
+        outbound_only=st.booleans(),
     ),
     max_size=10,
     unique_by=lambda c: c.node_id,
@@ -190,6 +192,8 @@ def test_a_gang_is_whole_fits_and_is_the_same_in_any_order(
         assert chosen.stake_utlk >= needed
         assert chosen.state == "ready"
         assert chosen.jailed_until_height is None
+    gang = [by_id[shard.node_id] for shard in decision.shards]
+    assert len({node.organization for node in gang}) == 1 or not gang[0].outbound_only
 
 
 @given(st.lists(st.integers(10**6, 10**12), min_size=2, max_size=8))
@@ -250,3 +254,64 @@ def test_the_small_lane_does_not_break_the_rule_of_stakes() -> None:
     decision = decide(demand, [*big, small], RULES, 1)
     assert len(decision.shards) == 3
     assert "small" not in names(decision)
+
+
+def private(name: str, organization: str = "south", **changes: object) -> Candidate:
+    """A node that dials out only."""
+    return node(name, organization=organization, outbound_only=True, **changes)  # type: ignore[arg-type]
+
+
+PAIR = replace(DEMAND, max_nodes=2)
+
+
+def test_rank_0_of_a_gang_over_several_organizations_can_be_dialled_however_slow_it_is() -> None:
+    decision = decide(PAIR, [node("slow"), private("fast", speed=10**10)], RULES, 1)
+    assert names(decision) == ["slow", "fast"]
+    assert [shard.samples for shard in decision.shards] == [24, 232], "shares go by speed all the same"
+
+
+def test_nodes_of_several_private_clusters_meet_at_one_that_can_be_dialled() -> None:
+    three = [private("s", speed=10**10), private("w", "west", speed=10**10), node("n")]
+    assert names(decide(replace(DEMAND, min_nodes=3), three, RULES, 1))[0] == "n"
+
+
+def test_one_cluster_s_own_nodes_need_nobody_to_dial() -> None:
+    assert names(decide(PAIR, [private("a", speed=10**10), private("b")], RULES, 1)) == ["a", "b"]
+    mixed = [private("a", speed=10**10), node("b", organization="south")]
+    assert names(decide(PAIR, mixed, RULES, 1)) == ["a", "b"], "the order is by value where all can dial all"
+
+
+def test_private_clusters_alone_do_not_meet_and_each_node_says_why() -> None:
+    decision = decide(PAIR, [private("s"), private("w", "west")], RULES, 1)
+    assert not decision.shards
+    assert {(verdict.fits, verdict.code) for verdict in decision.nodes} == {(False, "outbound_only")}
+    assert "; 0 fit; s only dials out, and so do all nodes of other organizations that fit" in decision.reason
+    assert waits_for(decision) == "outbound_only"
+    assert len(decide(replace(DEMAND, min_nodes=1), [private("s"), private("w", "west")], RULES, 1).shards) == 1
+
+
+def test_where_the_best_cannot_meet_the_best_that_can_are_taken() -> None:
+    apart = [private("s1", speed=10**11), private("w", "west", speed=10**11)]
+    assert names(decide(PAIR, [*apart, node("n")], RULES, 1)) == ["n", "s1"]
+    assert names(decide(PAIR, [*apart, node("n"), private("s2", speed=10**10)], RULES, 1)) == ["s1", "s2"]
+
+
+def test_the_small_lane_does_not_part_a_gang() -> None:
+    gang = [private(name, speed=10**10) for name in "abc"]
+    alone = private("w", "west", passed_over=LANE_AFTER)
+    assert names(decide(replace(DEMAND, min_nodes=3), [*gang, alone], RULES, 1)) == ["a", "b", "c"]
+    open_one = node("n", passed_over=LANE_AFTER)
+    assert names(decide(replace(DEMAND, min_nodes=3), [*gang, open_one], RULES, 1)) == ["n", "a", "b"]
+
+
+def test_a_node_too_weak_for_rank_0_leaves_private_clusters_apart() -> None:
+    demand = replace(PAIR, flops_per_sample=50_000_000)
+    weak = node("n", stake_utlk=RULES.min_node_stake_utlk)
+    rich = [private("s", stake_utlk=10**12), private("w", "west", stake_utlk=10**12)]
+    decision = decide(demand, [weak, *rich], RULES, 1)
+    assert not decision.shards
+    assert {verdict.name: verdict.code for verdict in decision.nodes} == {
+        "n": "stake_too_small",
+        "s": "outbound_only",
+        "w": "outbound_only",
+    }

@@ -73,6 +73,14 @@ def test_memory_is_the_least_of_what_is_registered_and_what_is_free() -> None:
     assert seen(task("t1"), offer(free_memory_bytes=4000)).memory_bytes == 100
 
 
+def test_a_node_is_outbound_only_when_the_ledger_or_its_newest_offer_says_so() -> None:
+    assert not seen(task("t1"), offer()).outbound_only
+    assert seen(task("t1"), offer(outbound_only=True)).outbound_only
+    mine = state_pb2.Node(id="n", name="n", outbound_only=True)
+    (found,) = candidates_for(task("t1"), [mine], {}, {}, {}, {})
+    assert found.outbound_only
+
+
 def test_an_owner_s_other_shards_are_counted_and_those_of_ended_tasks_are_not() -> None:
     live = [task("t1", RUNNING, "a", "b"), task("t2"), task("t3", RUNNING, "c", owner="bob")]
     held = shards_by_owner([*live, task("t4", state_pb2.TASK_PHASE_COMPLETED, "d")])

@@ -12,11 +12,9 @@ from pathlib import Path
 from talkoo_api.gateway.v1 import gateway_pb2
 
 from talkoo_core.errors import Exhausted
-from talkoo_runtime.blobs import BlobStore
+from talkoo_runtime.blobs import CHUNK_BYTES, MAX_GATEWAY_BLOB_BYTES, BlobStore
 from talkoo_runtime.disk import full_disk_is_exhausted
 
-MAX_BLOB_BYTES = 256 * 1024 * 1024
-CHUNK_BYTES = 1 << 20
 MAX_TRANSFERS = 32
 """At once; with the bound of a blob it also bounds the spool folder."""
 SPOOL_FOLDER = "spool"
@@ -40,15 +38,19 @@ class BlobTransfers:
             with full_disk_is_exhausted(self._spool), await asyncio.to_thread(path.open, "xb") as file:
                 async for part in parts:
                     size += len(part)
-                    if size > MAX_BLOB_BYTES:
-                        raise Exhausted(f"a blob has at most {MAX_BLOB_BYTES >> 20} MiB here", code="too_large")
+                    if size > MAX_GATEWAY_BLOB_BYTES:
+                        raise Exhausted(f"a blob has at most {MAX_GATEWAY_BLOB_BYTES >> 20} MiB here", code="too_large")
                     await asyncio.to_thread(file.write, part)
             return gateway_pb2.BlobInfo(sha256=await self._store.put_file(path), size_bytes=size)
 
+    async def stat(self, sha256: str) -> gateway_pb2.BlobInfo:
+        """Whether a blob is there, and how large. Raises NotFound."""
+        return gateway_pb2.BlobInfo(sha256=sha256, size_bytes=await self._store.size(sha256))
+
     async def get(self, sha256: str) -> AsyncGenerator[bytes, None]:
         """The bytes of a blob, verified before the first is sent. Raises NotFound, Corrupt or Exhausted."""
-        if await self._store.size(sha256) > MAX_BLOB_BYTES:
-            raise Exhausted(f"the blob {sha256[:16]}… has over {MAX_BLOB_BYTES >> 20} MiB", code="too_large")
+        if await self._store.size(sha256) > MAX_GATEWAY_BLOB_BYTES:
+            raise Exhausted(f"the blob {sha256[:16]}… has over {MAX_GATEWAY_BLOB_BYTES >> 20} MiB", code="too_large")
         async with self._spool_file() as path:
             await self._store.get_to_file(sha256, path)
             with await asyncio.to_thread(path.open, "rb") as file:

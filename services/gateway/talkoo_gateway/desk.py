@@ -15,10 +15,10 @@ from talkoo_api.gateway.v1 import gateway_pb2
 from talkoo_api.ledger.v1 import service_pb2, state_pb2
 from talkoo_api.scheduler.v1 import scheduler_pb2
 
-from talkoo_core.errors import Exhausted, NotFound
+from talkoo_core.errors import Conflict, Exhausted, NotFound, Unavailable
 from talkoo_gateway.blob_transfers import BlobTransfers
-from talkoo_gateway.placement_streams import PlacementStream, Timed, Trouble
-from talkoo_gateway.quotes import choose, model_key, parse_version
+from talkoo_gateway.placement_streams import OUTBOUND_ONLY, PlacementStream, Timed, Trouble
+from talkoo_gateway.quotes import can_be_dialled, choose, model_key, only_dials_out, parse_version
 from talkoo_gateway.upstreams import Upstreams, called, streamed
 
 MAX_STREAMS = 256
@@ -60,12 +60,17 @@ class Desk:
         model = await self.model(text)
         answer = await called(self.up.scheduler.ListOffers, scheduler_pb2.ListOffersRequest())
         nodes = await self.up.reader.list("nodes", state_pb2.Node)
-        return choose(model, answer.offers, {node.id: node for node in nodes})
+        return choose(model, answer.offers, {node.id: node for node in nodes}, self.up.organization)
 
     async def infer(self, request: agent_pb2.InferRequest) -> agent_pb2.InferResponse:
-        """Pass a paid request on to the node that the ledger says was paid."""
+        """Pass a paid request on to the node that the ledger says was paid.
+
+        Raises Conflict (code `outbound_only`) where only another organization's gateway can ask it.
+        """
         paid = await self.up.reader.get("requests", request.request_id, state_pb2.ModelRequest)
         node = await self.up.reader.node(paid.node_id)
+        if not can_be_dialled(node, self.up.organization):
+            raise Conflict(f"{only_dials_out(node)}, this one of {self.up.organization} cannot", code=OUTBOUND_ONLY)
         agent = await self.up.agent(node.endpoint)
         answer: agent_pb2.InferResponse = await called(agent.Infer, request, INFER_TIMEOUT_S)
         return answer
@@ -106,6 +111,8 @@ class Desk:
                 yield update
 
     async def _agent_stream(self, node: state_pb2.Node, open_call: Callable[[Any], Any]) -> AsyncIterator[Any]:
+        if not can_be_dialled(node, self.up.organization):
+            raise Unavailable(only_dials_out(node), code=OUTBOUND_ONLY)
         async for item in streamed(open_call(await self.up.agent(node.endpoint))):
             yield item
 

@@ -26,6 +26,8 @@ LINGER_S = 3.0
 """After the end of a task its nodes have so long to send their last lines."""
 REOPEN_FIRST_S = 0.5
 REOPEN_MAX_S = 5.0
+OUTBOUND_ONLY = "outbound_only"
+"""Code of an error that trying again does not cure: the node only dials out."""
 ENDED = (state_pb2.TASK_PHASE_COMPLETED, state_pb2.TASK_PHASE_FAILED, state_pb2.TASK_PHASE_CANCELLED)
 
 
@@ -160,6 +162,7 @@ class PlacementStream(Generic[T]):
                         await self._queue.put(item)
             except TalkooError as error:
                 log.info("the stream of task %s from node %s broke: %s", self._task_id, node.name, error.message)
+                last = last or error.code == OUTBOUND_ONLY
                 if isinstance(error, Unavailable) and not said:
                     said = True
                     await self._queue.put(Trouble(node, error))

@@ -27,15 +27,25 @@ def model_key(model: str, number: int) -> str:
     return f"{model}@{number:06d}"
 
 
+def can_be_dialled(node: state_pb2.Node, by: str) -> bool:
+    """Whether this organization's services can ask the node's agent."""
+    return not node.outbound_only or node.organization == by
+
+
+def only_dials_out(node: state_pb2.Node) -> str:
+    return f"{node.name} only dials out; a gateway of {node.organization} can ask it"
+
+
 def choose(
     model: state_pb2.ModelVersion,
     offers: Sequence[scheduler_pb2.Offer],
     nodes: Mapping[str, state_pb2.Node],
+    organization: str,
 ) -> gateway_pb2.Quote:
     """The cheapest node that is here and in good standing; among equals the least busy, then one that has it loaded.
 
-    The price is the node's, as registered on the ledger, plus the model owner's. Raises Unavailable with a reason for
-    each node that was passed over.
+    `organization`: the gateway's, which asks the node. The price is the node's, as registered on the ledger, plus the
+    model owner's. Raises Unavailable with a reason for each node that was passed over.
     """
     fitting: list[tuple[int, int, int, str]] = []
     reasons: list[str] = []
@@ -45,6 +55,8 @@ def choose(
             reasons.append(f"{offer.name} is not registered on the ledger")
         elif node.jailed:
             reasons.append(f"{offer.name} is jailed for forging")
+        elif not can_be_dialled(node, organization) or (offer.outbound_only and node.organization != organization):
+            reasons.append(only_dials_out(node))
         elif offer.state == DRAINING:
             reasons.append(f"{offer.name} is leaving{': ' + offer.reason if offer.reason else ''}")
         else:

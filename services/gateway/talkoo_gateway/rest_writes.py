@@ -10,11 +10,11 @@ from talkoo_api.agent.v1 import agent_pb2
 from talkoo_api.ledger.v1 import service_pb2
 
 from talkoo_core.errors import InvalidInput
-from talkoo_gateway.blob_transfers import MAX_BLOB_BYTES
 from talkoo_gateway.calls import Call, read_json
 from talkoo_gateway.rest_reads import answer, wait_final
 from talkoo_gateway.schemas import MAX_INPUT_BYTES, InferBody, SignedTransaction, Wait
 from talkoo_gateway.upstreams import called
+from talkoo_runtime.blobs import MAX_GATEWAY_BLOB_BYTES
 
 MAX_TRANSACTION_BYTES = 4 * 1024 * 1024
 BINARY = "application/octet-stream"
@@ -34,7 +34,7 @@ async def send_transaction(call: Call) -> Response:
 
 
 async def put_blob(call: Call) -> Response:
-    info = await call.desk.blobs.put(call.body_parts(MAX_BLOB_BYTES))
+    info = await call.desk.blobs.put(call.body_parts(MAX_GATEWAY_BLOB_BYTES))
     return JSONResponse(
         {"sha256": info.sha256, "size_bytes": info.size_bytes}, 201, {"Location": f"/v1/blobs/{info.sha256}"}
     )

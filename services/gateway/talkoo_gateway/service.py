@@ -33,7 +33,9 @@ async def serve(settings: GatewaySettings, background: Background) -> Callable[[
     async with AsyncExitStack() as started:
         upstreams = Upstreams(settings)
         started.push_async_callback(upstreams.close)
-        desk = Desk(upstreams, BlobTransfers(open_blob_store(settings.blobs), Path(settings.state_dir)))
+        store = open_blob_store(settings.blobs, settings)
+        started.push_async_callback(store.close)
+        desk = Desk(upstreams, BlobTransfers(store, Path(settings.state_dir)))
         watch_streams(lambda: desk.streams)
         server = make_server()
         gateway_pb2_grpc.add_GatewayServicer_to_server(GatewayServicer(desk), server)  # type: ignore[no-untyped-call]

@@ -16,6 +16,8 @@ from talkoo_gateway.upstreams import called, streamed
 from talkoo_runtime.identity import identity_of, require
 
 CALLERS = {"user", "supervisor", "gateway"}
+BLOB_CALLERS = CALLERS | {"agent", "validator"}
+"""Services of members whose own cluster has no blob store."""
 WAIT_MARGIN_S = 10.0
 COUNT_TIMEOUT_S = 180.0
 """A program is run once, after torch was loaded."""
@@ -68,7 +70,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
     async def PutBlob(
         self, request_iterator: AsyncIterator[gateway_pb2.BlobChunk], context: Any
     ) -> gateway_pb2.BlobInfo:
-        _admit(context)
+        _admit(context, BLOB_CALLERS)
 
         async def parts() -> AsyncIterator[bytes]:
             async for chunk in request_iterator:
@@ -77,9 +79,13 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         return await self._desk.blobs.put(parts())
 
     async def GetBlob(self, request: gateway_pb2.GetBlobRequest, context: Any) -> AsyncIterator[gateway_pb2.BlobChunk]:
-        _admit(context)
+        _admit(context, BLOB_CALLERS)
         async for part in self._desk.blobs.get(request.sha256):
             yield gateway_pb2.BlobChunk(data=part)
+
+    async def StatBlob(self, request: gateway_pb2.GetBlobRequest, context: Any) -> gateway_pb2.BlobInfo:
+        _admit(context, BLOB_CALLERS)
+        return await self._desk.blobs.stat(request.sha256)
 
     async def ListOffers(
         self, request: scheduler_pb2.ListOffersRequest, context: Any
@@ -125,6 +131,6 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         return await called(method, request)
 
 
-def _admit(context: Any) -> None:
-    """Users, supervisors and other gateways. Raises PermissionDenied."""
-    require(identity_of(context), roles=CALLERS)
+def _admit(context: Any, roles: set[str] = CALLERS) -> None:
+    """Users, supervisors and other gateways, of any member. Raises PermissionDenied."""
+    require(identity_of(context), roles=roles)

@@ -29,6 +29,7 @@ class Upstreams:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
+        self.organization = settings.organization
         self._channels: list[grpc.aio.Channel] = []
         self._agents: OrderedDict[str, tuple[grpc.aio.Channel, Any]] = OrderedDict()
         self.ledger: Any = service_pb2_grpc.LedgerStub(self._open(settings.ledger))  # type: ignore[no-untyped-call]

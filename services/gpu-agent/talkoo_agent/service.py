@@ -89,7 +89,7 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
         device=device,
         ledger=LedgerClient(service_pb2_grpc.LedgerStub(ledger_channel), key),  # type: ignore[no-untyped-call]
         scheduler=scheduler_pb2_grpc.SchedulerStub(scheduler_channel),  # type: ignore[no-untyped-call]
-        blobs=open_blob_store(settings.blobs),
+        blobs=open_blob_store(settings.blobs, settings),
         spare=Spare(
             interface_environment(settings.listen.rpartition(":")[0]),
             settings.warm_trainer,
@@ -120,6 +120,6 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
         await asyncio.gather(work.stop(), serving.stop(), node.spare.stop())
         await server.stop(STOP_GRACE_S)
         await asyncio.to_thread(node.watch.close)
-        await asyncio.gather(peers.close(), ledger_channel.close(), scheduler_channel.close())
+        await asyncio.gather(peers.close(), node.blobs.close(), ledger_channel.close(), scheduler_channel.close())
 
     return stop

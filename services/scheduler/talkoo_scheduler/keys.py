@@ -12,12 +12,17 @@ class Keys:
     def __init__(self, federation: str) -> None:
         root = f"/talkoo/{federation}"
         self.offers = f"{root}/offers/"
+        self.shared = f"{root}/shared/"
         self.decisions = f"{root}/decisions/"
         self.reports = f"{root}/reports/"
         self.leader = f"{root}/scheduler-leader"
 
     def offer(self, node_id: str) -> str:
         return self.offers + node_id
+
+    def shared_by(self, organization: str) -> str:
+        """Offers that an organization's scheduler shares from a cluster of its own."""
+        return f"{self.shared}{organization}/"
 
     def decision(self, task_id: str) -> str:
         return self.decisions + task_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -248,11 +249,17 @@ def _now_s() -> float:
 
 
 async def read_offers(store: EtcdStore, keys: Keys) -> dict[str, scheduler_pb2.Offer]:
-    """Live offers by node id."""
+    """Live offers by node id: those of agents here, and those that other clusters share."""
+    shared, here = await store.list(keys.shared), await store.list(keys.offers)
     return {
-        key.removeprefix(keys.offers): scheduler_pb2.Offer.FromString(value.data)
-        for key, value in (await store.list(keys.offers)).items()
+        key.rpartition("/")[2]: scheduler_pb2.Offer.FromString(value.data) for key, value in (shared | here).items()
     }
+
+
+async def read_own_offers(store: EtcdStore, keys: Keys, organization: str) -> list[scheduler_pb2.Offer]:
+    """Live offers of an organization's agents here; what others share is theirs to tell."""
+    offers = (scheduler_pb2.Offer.FromString(value.data) for value in (await store.list(keys.offers)).values())
+    return [offer for offer in offers if offer.organization == organization]
 
 
 async def read_decision(store: EtcdStore, keys: Keys, task_id: str) -> StoredDecision | None:
@@ -261,9 +268,12 @@ async def read_decision(store: EtcdStore, keys: Keys, task_id: str) -> StoredDec
 
 
 async def explain(
-    ledger: LedgerClient, store: EtcdStore, keys: Keys, task_id: str, leader: str
+    ledger: LedgerClient, store: EtcdStore, keys: Keys, task_id: str, leader: str, shares_with: Sequence[str] = ()
 ) -> scheduler_pb2.Explanation:
-    """From the ledger where it knows, from the leader's last word where the task waits. Raises NotFound."""
+    """From the ledger where it knows, from the leader's last word where the task waits. Raises NotFound.
+
+    `shares_with`: schedulers that know of these nodes and others, and may place the task though the leader here cannot.
+    """
     task = await ledger.task(task_id)
     stored = await read_decision(store, keys, task_id)
     found = (
@@ -277,6 +287,8 @@ async def explain(
         found.summary = sentence
     elif not leader:
         found.summary = "waits: no scheduler leads at the moment; a new one is elected within seconds"
+    if not sentence and shares_with:
+        found.summary += f"; that is what this cluster knows, {', '.join(shares_with)} knows more and may place it"
     report = await store.get(keys.report(task_id))
     if report is not None and task.phase not in ENDED:
         last = msgspec.json.decode(report.data, type=StoredReport)

@@ -35,6 +35,12 @@ AGENTS = gauge(
     "Agents of the own organization by state: offering, or lost (its offer ran out and it had not withdrawn).",
     ["state"],
 )
+SHARED = gauge(
+    "talkoo_scheduler_offers_shared",
+    "1 while a scheduler of another cluster takes our offers; of those in share_with.",
+    ["scheduler"],
+    max_series=32,
+)
 LOST_KEPT_S = 24 * 3600.0
 """A lost agent counts for so long."""
 MAX_AGENTS = 4_096

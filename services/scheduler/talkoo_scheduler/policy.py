@@ -5,6 +5,9 @@ and of these the one with the least (price of the work) times (time of the work)
 gang. A step's time is the global batch's work over the summed speed, because every rank's share is in proportion to its
 speed.
 
+A gang of several organizations needs a rank 0 that the others can dial, as all its ranks meet there: where some of its
+nodes only dial out, one that does not gets rank 0, and one that does not is in the gang.
+
 The small lane: a node that fits and was passed over `LANE_AFTER` placements in a row takes the last place of the next
 gang of three or more, however small it is.
 """
@@ -43,6 +46,8 @@ class Candidate:
     hardware_class: str = ""
     passed_over: int = 0
     """Placements in a row that took others although this node fitted."""
+    outbound_only: bool = False
+    """It dials nodes of other organizations; they cannot dial it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,7 @@ REASONS = {
     "too_expensive": "it works for more than the task pays",
     "stake_too_small": "its stake would not make forging lose money",
     "not_measured": "its speed is not known yet",
+    "outbound_only": "no node that fits can be dialled by it and the others",
 }
 
 
@@ -161,7 +167,7 @@ def _judge(demand: Demand, node: Candidate, rules: Rules, height: int) -> NodeVe
             return no("jailed", f"is jailed for forging until block {node.jailed_until_height}")
         return no("jailed", "was jailed for forging; its time is over, it works again once stake is bonded to it")
     if not node.offered:
-        return no("no_offer", "does not offer itself; is its agent running?")
+        return no("no_offer", "does not offer itself here; is its agent running?")
     if node.state == "draining":
         return no("draining", f"takes no new work ({node.state_reason or 'draining'})")
     if node.state != "ready":
@@ -208,11 +214,15 @@ def _form_gang(
 def _gang_of(
     size: int, demand: Demand, by_value: list[Candidate], rules: Rules
 ) -> tuple[list[Candidate], dict[str, NodeVerdict]]:
-    """The first `size` nodes whose stakes cover their shares, or an empty gang; and who was left out on the way."""
+    """The first `size` nodes that can meet and whose stakes cover their shares, or an empty gang; and who was left out
+    on the way.
+    """
     left = list(by_value)
     weak: dict[str, NodeVerdict] = {}
     while len(left) >= size:
-        gang = left[:size]
+        gang = _first_that_meet(left, size)
+        if not gang:
+            return [], weak | {node.node_id: _cut_off(node) for node in left}
         short = _short_of_stake(demand, gang, rules)
         if not short:
             return gang, weak
@@ -221,6 +231,42 @@ def _gang_of(
         weak[worst[0].node_id] = _too_weak(*worst)
         left.remove(worst[0])
     return [], weak
+
+
+def _first_that_meet(left: list[Candidate], size: int) -> list[Candidate]:
+    """The first `size`; where they cannot meet, the best gang that can. Empty when there is none.
+
+    They cannot when all only dial out and are of several organizations. Then the last place goes to the first that can
+    be dialled, or the gang is of one organization.
+    """
+    if _can_meet(left[:size]):
+        return _dialled_first(left[:size])
+    gangs = [[node, *left[: size - 1]] for node in left[size:] if not node.outbound_only][:1]
+    for organization in sorted({node.organization for node in left}):
+        own = [node for node in left if node.organization == organization][:size]
+        gangs += [own] if len(own) == size else []
+    return min(gangs, key=_tokens_times_seconds, default=[])
+
+
+def _can_meet(gang: Sequence[Candidate]) -> bool:
+    return _of_one_organization(gang) or not all(node.outbound_only for node in gang)
+
+
+def _dialled_first(gang: list[Candidate]) -> list[Candidate]:
+    """Rank 0 is where the others dial: a node that they can reach takes it."""
+    if _of_one_organization(gang):
+        return gang
+    first = next(node for node in gang if not node.outbound_only)
+    return [first, *(node for node in gang if node is not first)]
+
+
+def _of_one_organization(gang: Sequence[Candidate]) -> bool:
+    return len({node.organization for node in gang}) == 1
+
+
+def _cut_off(node: Candidate) -> NodeVerdict:
+    reason = f"{node.name} only dials out, and so do all nodes of other organizations that fit"
+    return NodeVerdict(node.node_id, node.name, False, "outbound_only", reason)
 
 
 def _short_of_stake(demand: Demand, gang: list[Candidate], rules: Rules) -> list[tuple[Candidate, int]]:
@@ -245,7 +291,9 @@ def _with_lane(demand: Demand, gang: list[Candidate], by_value: list[Candidate],
     if not waiting or len(gang) < LANE_MIN_GANG:
         return gang
     changed = [*gang[:-1], max(waiting, key=lambda c: (c.passed_over, c.node_id))]
-    return gang if _short_of_stake(demand, changed, rules) else changed
+    if not _can_meet(changed) or _short_of_stake(demand, changed, rules):
+        return gang
+    return _dialled_first(changed)
 
 
 def _tokens_times_seconds(gang: Sequence[Candidate]) -> float:

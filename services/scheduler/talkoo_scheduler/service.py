@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,23 @@ from talkoo_scheduler.keys import Keys, StoredReport
 from talkoo_scheduler.leader import Desk, Leader, explain, read_offers
 from talkoo_scheduler.metrics import HeardAgents, look_for_leader
 from talkoo_scheduler.settings import SchedulerSettings
+from talkoo_scheduler.sharing import Sharing
 from talkoo_scheduler.view import ENDED
 
 log = logging.getLogger(__name__)
 MAX_REPORT_CHARACTERS = 1_024
 MAX_KIND_CHARACTERS = 64
 MAX_OFFER_BYTES = 16 * 1024
+MAX_SHARED_OFFERS = 1_024
+MAX_SHARED_BYTES = 1024 * 1024
+"""Of all offers that one organization shares."""
 MAX_KNOWN_NODES = 4_096
 READERS = {"agent", "gateway", "supervisor", "scheduler"}
 STOP_GRACE_S = 1.0
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
-    """Takes the offers and reports of the own organization's agents; answers questions."""
+    """Takes the offers and reports of the own organization's agents, and offers from other clusters; answers."""
 
     def __init__(self, settings: SchedulerSettings, ledger: LedgerClient, store: EtcdStore, keys: Keys) -> None:
         self._settings = settings
@@ -45,24 +49,28 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         self._store = store
         self._keys = keys
         self._agents = HeardAgents(settings.offer_ttl_s)
-        self._names: dict[str, str] = {}
-        """Node id → name, of those that have spoken to us."""
+        self._known: dict[str, tuple[str, str]] = {}
+        """Node id → organization and name on the ledger, of those that have spoken to us or were spoken for."""
 
     async def _own_node(self, context: Any, node_id: str) -> Identity:
         """The caller, who must be the agent of exactly this node: the ledger says which name the node goes by."""
         identity = identity_of(context)
         require(identity, roles={"agent"}, organization=self._settings.organization)
-        if self._names.get(node_id) != identity.name:
-            node = await self._ledger.node(node_id)
-            if (node.organization, node.name) != (identity.organization, identity.name):
-                raise PermissionDenied(
-                    f"{identity} cannot speak for {node.name} of {node.organization}; it speaks for its own node",
-                    code="wrong_node",
-                )
-            if len(self._names) >= MAX_KNOWN_NODES:
-                self._names.clear()
-            self._names[node_id] = node.name
+        if not await self._is_node(node_id, identity.organization, identity.name):
+            organization, name = self._known[node_id]
+            raise PermissionDenied(
+                f"{identity} cannot speak for {name} of {organization}; it speaks for its own node", code="wrong_node"
+            )
         return identity
+
+    async def _is_node(self, node_id: str, organization: str, name: str) -> bool:
+        """Whether the ledger knows this node as theirs and by this name. Raises NotFound where it does not know it."""
+        if self._known.get(node_id) != (organization, name):
+            node = await self._ledger.node(node_id)
+            if len(self._known) >= MAX_KNOWN_NODES:
+                self._known.clear()
+            self._known[node_id] = (node.organization, node.name)
+        return self._known[node_id] == (organization, name)
 
     def _reader(self, context: Any) -> None:
         require(identity_of(context), roles=READERS, organization=self._settings.organization)
@@ -75,12 +83,34 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             raise InvalidInput(
                 f"the offer names {offer.name!r} of {offer.organization!r}, but {identity} sent it", code="bad_offer"
             )
-        if offer.ByteSize() > MAX_OFFER_BYTES:
-            raise Exhausted(f"an offer has at most {MAX_OFFER_BYTES} bytes, this one has {offer.ByteSize()}")
+        _check_size(offer)
         await self._store.put_for(
             self._keys.offer(offer.node_id), offer.SerializeToString(), self._settings.offer_ttl_s
         )
         self._agents.offered(offer.node_id)
+        return scheduler_pb2.OfferResponse(ttl_s=self._settings.offer_ttl_s)
+
+    async def ShareOffers(self, request: Any, context: Any) -> scheduler_pb2.OfferResponse:
+        """All that another organization's nodes offer in a cluster of their own. What it shared before is replaced."""
+        identity = identity_of(context)
+        require(identity, roles={"scheduler"})
+        if identity.organization == self._settings.organization:
+            raise InvalidInput(
+                f"{identity} shares offers with its own organization; take this scheduler out of share_with",
+                code="own_offers",
+            )
+        offers = {offer.node_id: offer for offer in request.offers}
+        _check_shared(request, identity, offers)
+        for offer in offers.values():
+            if not await self._is_node(offer.node_id, identity.organization, offer.name):
+                raise PermissionDenied(
+                    f"the ledger knows the node {offer.node_id} not as {offer.name} of {identity.organization}; an "
+                    "organization shares offers of its own nodes",
+                    code="wrong_node",
+                )
+        prefix = self._keys.shared_by(identity.organization)
+        values = {prefix + node_id: offer.SerializeToString() for node_id, offer in offers.items()}
+        await self._store.replace_for(prefix, values, self._settings.offer_ttl_s)
         return scheduler_pb2.OfferResponse(ttl_s=self._settings.offer_ttl_s)
 
     async def Withdraw(self, request: Any, context: Any) -> scheduler_pb2.WithdrawResponse:
@@ -99,7 +129,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     async def Explain(self, request: Any, context: Any) -> scheduler_pb2.Explanation:
         self._reader(context)
         leader = await self._store.leader(self._keys.leader)
-        return await explain(self._ledger, self._store, self._keys, request.task_id, leader)
+        shares_with = self._settings.share_with
+        return await explain(self._ledger, self._store, self._keys, request.task_id, leader, shares_with)
 
     async def ReportShard(self, request: Any, context: Any) -> scheduler_pb2.ReportShardResponse:
         identity = await self._own_node(context, request.node_id)
@@ -114,6 +145,29 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         await self._store.put(self._keys.report(request.task_id), msgspec.json.encode(report))
         log.info("%s reports of %s: %s: %s", report.node, request.task_id, report.kind, report.message)
         return scheduler_pb2.ReportShardResponse()
+
+
+def _check_shared(request: Any, identity: Identity, offers: Mapping[str, scheduler_pb2.Offer]) -> None:
+    """`offers`: those of the request by node. Raises Exhausted for too many, InvalidInput (code `bad_offer`)."""
+    if len(request.offers) > MAX_SHARED_OFFERS or request.ByteSize() > MAX_SHARED_BYTES:
+        raise Exhausted(
+            f"an organization shares at most {MAX_SHARED_OFFERS} offers and {MAX_SHARED_BYTES} bytes, these are "
+            f"{len(request.offers)} and {request.ByteSize()}",
+            code="too_many_offers",
+        )
+    if len(offers) < len(request.offers):
+        raise InvalidInput("a node is offered twice in one message; send one offer for each", code="bad_offer")
+    for offer in offers.values():
+        if offer.organization != identity.organization:
+            raise InvalidInput(
+                f"the offer of {offer.name!r} names {offer.organization!r}, but {identity} sent it", code="bad_offer"
+            )
+        _check_size(offer)
+
+
+def _check_size(offer: scheduler_pb2.Offer) -> None:
+    if offer.ByteSize() > MAX_OFFER_BYTES:
+        raise Exhausted(f"an offer has at most {MAX_OFFER_BYTES} bytes, this one has {offer.ByteSize()}")
 
 
 async def serve(settings: SchedulerSettings, background: Background) -> Callable[[], Awaitable[None]]:
@@ -148,6 +202,7 @@ async def serve(settings: SchedulerSettings, background: Background) -> Callable
     await start_server(server, settings)
     background.start_restarting("following the ledger", desk.follow)
     background.start_restarting("election", stand_again)
+    Sharing(settings, store, keys).start(background)
     background.start("looking for the leader", look_for_leader(store, keys.leader))
 
     async def stop() -> None:

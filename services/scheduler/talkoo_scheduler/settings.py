@@ -16,3 +16,5 @@ class SchedulerSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unkno
     """Key file of the organization's scheduler account, which sends placements."""
     offer_ttl_s: int = 5
     """An offer that is not renewed for so long is gone, and so is a leader."""
+    share_with: tuple[str, ...] = ()
+    """host:port of schedulers with another etcd, which are told what the own organization's nodes offer."""

@@ -84,6 +84,7 @@ def candidates_for(
                 jailed_until_height=node.jailed_until_height if node.jailed else None,
                 hardware_class=node.hardware_class,
                 passed_over=passed_over.get(node.id, 0),
+                outbound_only=node.outbound_only or (offer is not None and offer.outbound_only),
             )
         )
     return found

@@ -83,7 +83,7 @@ async def serve(settings: ValidatorSettings, background: Background) -> Callable
     """Start the validator; returns what stops it. It starts without its ledger and waits for it."""
     state_dir = Path(settings.state_dir)
     key = load_key(Path(settings.account_key))
-    store = open_blob_store(settings.blobs)
+    store = open_blob_store(settings.blobs, settings)
     memory = Memory(state_dir / "audits.db")
     child = RecomputeChild(state_dir / "recompute.log", settings.recompute_timeout_s)
     channel = service_channel(settings, settings.ledger)
@@ -101,6 +101,7 @@ async def serve(settings: ValidatorSettings, background: Background) -> Callable
         await server.stop(STOP_GRACE_S)
         await background.stop()  # audits first: none may wait for a child that is gone
         await child.close()
+        await store.close()
         await channel.close()
         memory.close()
 
