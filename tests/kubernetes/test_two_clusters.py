@@ -125,6 +125,8 @@ def pair(
                 "organization": "south",
                 "federation": {
                     "invitation": invitation,
+                    "stake": "100 TLK",  # north's chain goes on without it
+                    "grant": "400 TLK",
                     "accounts": [{"namespace": "default", "balance": SOUTH_TLK}],
                 },
                 "ledger": {"outboundOnly": True},
