@@ -59,7 +59,7 @@ def only_outward(layout: Layout) -> None:
     """From now on nobody outside of the cluster but this machine begins a connection into it, as behind a firewall."""
     drop = f"ct state new ip saddr != {layout.network}.0.0/16 drop"
     chains = [f"chain {hook} {{ type filter hook {hook} priority -10; {drop}; }}" for hook in ("input", "forward")]
-    rules = f"table inet talkoo-outward {{ {' '.join(chains)} }}"
+    rules = "\n".join(["table inet talkoo-outward {", *chains, "}", ""])
     run([*inside_namespace(layout), str(binary("nft")), "-f", "-"], stdin=rules)
 
 
