@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from talkoo_core.errors import Failed
 from talkoo_sim.cluster.binaries import binary, cni_folder
 from talkoo_sim.cluster.commands import run
 from talkoo_sim.cluster.layout import Layout
@@ -98,7 +99,11 @@ def remove_network(layout: Layout) -> None:
     if (NAMESPACES / layout.network_namespace).exists():
         run([ip, "netns", "delete", layout.network_namespace])
     if (LINKS / layout.link).exists():
-        run([ip, "link", "delete", layout.link])
+        try:
+            run([ip, "link", "delete", layout.link])
+        except Failed:  # the kernel takes it along with the namespace, a moment later
+            if (LINKS / layout.link).exists():
+                raise
     for remembered in CNI_RESULTS.glob(f"{layout.pod_network}-*"):
         remembered.unlink()
     shutil.rmtree(Path("/run/cni") / layout.pod_network, ignore_errors=True)
