@@ -12,7 +12,7 @@ import grpc.aio
 from talkoo_runtime.grpc_errors import error_from_rpc, raise_from_rpc
 from talkoo_runtime.service_settings import ServiceSettings
 
-__all__ = ["error_from_rpc", "member_channel", "open_channel", "raise_from_rpc", "service_channel"]
+__all__ = ["error_from_rpc", "files_seen", "member_channel", "open_channel", "raise_from_rpc", "service_channel"]
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 KEEPALIVE_MS = 10_000
@@ -48,6 +48,18 @@ def open_channel(target: str, certificate: Path, private_key: Path, trust_bundle
 def service_channel(settings: ServiceSettings, target: str) -> grpc.aio.Channel:
     """A channel of a service to another one."""
     return open_channel(target, Path(settings.certificate), Path(settings.private_key), Path(settings.trust_bundle))
+
+
+def files_seen(settings: ServiceSettings) -> tuple[int, ...]:
+    """Differs once a certificate or the trust bundle has changed.
+
+    A channel keeps what it has read: who keeps channels opens another one then, or a newcomer's servers stay unknown.
+    """
+    files = (settings.certificate, settings.private_key, settings.trust_bundle)
+    try:
+        return tuple(Path(file).stat().st_mtime_ns for file in files)
+    except OSError:  # in the middle of a change
+        return ()
 
 
 def member_channel(settings: ServiceSettings, target: str, organization: str) -> grpc.aio.Channel:

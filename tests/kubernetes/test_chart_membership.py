@@ -260,3 +260,14 @@ def test_what_is_no_application_of_the_newcomer_is_refused_before_anything_is_pa
             read_application(base64.b64encode(transaction).decode(), "south")
     with pytest.raises(InvalidInput, match="it is of 'south'"):
         read_application(base64.b64encode(signed).decode(), "east")
+
+
+def test_the_operator_may_change_whom_we_trust_and_no_other_configuration() -> None:
+    may = [
+        (rule["verbs"], rule.get("resourceNames"))
+        for each in render()
+        if each["kind"] in ("Role", "ClusterRole") and each["metadata"]["name"].endswith("-operator")
+        for rule in each["rules"]
+        if "configmaps" in rule["resources"] and rule["verbs"] != ["get"]
+    ]
+    assert may == [(["patch"], ["talkoo-federation"])]

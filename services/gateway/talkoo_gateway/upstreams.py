@@ -13,7 +13,7 @@ from talkoo_api.scheduler.v1 import scheduler_pb2_grpc
 from talkoo_api.validator.v1 import validator_pb2_grpc
 
 from talkoo_gateway.settings import GatewaySettings
-from talkoo_runtime.grpc_client import raise_from_rpc, service_channel
+from talkoo_runtime.grpc_client import files_seen, raise_from_rpc, service_channel
 from talkoo_runtime.ledger_client import LedgerClient
 
 R = TypeVar("R")
@@ -31,7 +31,7 @@ class Upstreams:
         self._settings = settings
         self.organization = settings.organization
         self._channels: list[grpc.aio.Channel] = []
-        self._agents: OrderedDict[str, tuple[grpc.aio.Channel, Any]] = OrderedDict()
+        self._agents: OrderedDict[tuple[str, tuple[int, ...]], tuple[grpc.aio.Channel, Any]] = OrderedDict()
         self.ledger: Any = service_pb2_grpc.LedgerStub(self._open(settings.ledger))  # type: ignore[no-untyped-call]
         self.scheduler: Any = scheduler_pb2_grpc.SchedulerStub(self._open(settings.scheduler))  # type: ignore[no-untyped-call]
         self.validator: Any = validator_pb2_grpc.ValidatorStub(self._open(settings.validator))  # type: ignore[no-untyped-call]
@@ -40,15 +40,16 @@ class Upstreams:
 
     async def agent(self, endpoint: str) -> Any:
         """The stub of an agent of any organization; its channel is kept for the next call."""
-        known = self._agents.get(endpoint)
+        key = endpoint, files_seen(self._settings)
+        known = self._agents.get(key)
         if known is None:
             channel = service_channel(self._settings, endpoint)
             known = (channel, agent_pb2_grpc.AgentStub(channel))  # type: ignore[no-untyped-call]
-            self._agents[endpoint] = known
+            self._agents[key] = known
             if len(self._agents) > MAX_AGENT_CHANNELS:
                 _, (oldest, _stub) = self._agents.popitem(last=False)
                 await oldest.close(AGENT_GRACE_S)
-        self._agents.move_to_end(endpoint)
+        self._agents.move_to_end(key)
         return known[1]
 
     async def close(self) -> None:

@@ -29,7 +29,7 @@ from talkoo_agent.spare import Spare
 from talkoo_agent.speed import machine_folder
 from talkoo_agent.work import Work
 from talkoo_runtime.blobs import open_blob_store
-from talkoo_runtime.grpc_client import raise_from_rpc, service_channel
+from talkoo_runtime.grpc_client import files_seen, raise_from_rpc, service_channel
 from talkoo_runtime.grpc_server import STOP_GRACE_S, make_server, start_server
 from talkoo_runtime.keys import address_of, load_key
 from talkoo_runtime.ledger_client import LedgerClient
@@ -45,11 +45,12 @@ class Peers:
 
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
-        self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
+        self._channels: OrderedDict[tuple[str, tuple[int, ...]], grpc.aio.Channel] = OrderedDict()
 
     async def rendezvous(
         self, endpoint: str, request: agent_pb2.RendezvousRequest, timeout_s: float
     ) -> agent_pb2.RendezvousResponse:
+<<<<<<< HEAD
         stub = await self._stub(endpoint)
         try:
             response: agent_pb2.RendezvousResponse = await stub.Rendezvous(request, timeout=timeout_s)
@@ -68,6 +69,21 @@ class Peers:
                 await oldest.close()
         self._channels.move_to_end(endpoint)
         return agent_pb2_grpc.AgentStub(self._channels[endpoint])  # type: ignore[no-untyped-call]
+=======
+        key = endpoint, files_seen(self._settings)
+        if key not in self._channels:
+            self._channels[key] = service_channel(self._settings, endpoint)
+            if len(self._channels) > MAX_PEER_CHANNELS:
+                _, oldest = self._channels.popitem(last=False)
+                await oldest.close()
+        self._channels.move_to_end(key)
+        stub = agent_pb2_grpc.AgentStub(self._channels[key])  # type: ignore[no-untyped-call]
+        try:
+            response: agent_pb2.RendezvousResponse = await stub.Rendezvous(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise_from_rpc(error)
+        return response
+>>>>>>> member
 
     async def close(self) -> None:
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
