@@ -50,7 +50,6 @@ class Peers:
     async def rendezvous(
         self, endpoint: str, request: agent_pb2.RendezvousRequest, timeout_s: float
     ) -> agent_pb2.RendezvousResponse:
-<<<<<<< HEAD
         stub = await self._stub(endpoint)
         try:
             response: agent_pb2.RendezvousResponse = await stub.Rendezvous(request, timeout=timeout_s)
@@ -62,14 +61,6 @@ class Peers:
         return (await self._stub(endpoint)).Relay()
 
     async def _stub(self, endpoint: str) -> Any:
-        if endpoint not in self._channels:
-            self._channels[endpoint] = service_channel(self._settings, endpoint)
-            if len(self._channels) > MAX_PEER_CHANNELS:
-                _, oldest = self._channels.popitem(last=False)
-                await oldest.close()
-        self._channels.move_to_end(endpoint)
-        return agent_pb2_grpc.AgentStub(self._channels[endpoint])  # type: ignore[no-untyped-call]
-=======
         key = endpoint, files_seen(self._settings)
         if key not in self._channels:
             self._channels[key] = service_channel(self._settings, endpoint)
@@ -77,13 +68,7 @@ class Peers:
                 _, oldest = self._channels.popitem(last=False)
                 await oldest.close()
         self._channels.move_to_end(key)
-        stub = agent_pb2_grpc.AgentStub(self._channels[key])  # type: ignore[no-untyped-call]
-        try:
-            response: agent_pb2.RendezvousResponse = await stub.Rendezvous(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise_from_rpc(error)
-        return response
->>>>>>> member
+        return agent_pb2_grpc.AgentStub(self._channels[key])  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
