@@ -212,9 +212,11 @@ def offer_of(organization: str, slots: int = 8, **changes: Any) -> scheduler_pb2
 
 
 @contextlib.asynccontextmanager
-async def beating(town: Town, slots: int, **changes: Any) -> AsyncIterator[dict[str, asyncio.Task[None]]]:
-    """All agents offer, by organization; cancel one and its node has died."""
-    beats = {name: asyncio.create_task(town.offer(name, slots, **changes)) for name in GANG}
+async def beating(
+    town: Town, slots: int, outbound_only: Sequence[str] = ()
+) -> AsyncIterator[dict[str, asyncio.Task[None]]]:
+    """All agents offer, by organization; cancel one and its node has died. `outbound_only`: organizations."""
+    beats = {name: asyncio.create_task(town.offer(name, slots, outbound_only=name in outbound_only)) for name in GANG}
     try:
         yield beats
     finally:

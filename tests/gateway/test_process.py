@@ -72,6 +72,27 @@ async def test_it_says_ready_serves_and_stops_when_told(house: Any, settings: di
     assert await asyncio.wait_for(process.wait(), 10) == 0
 
 
+async def test_a_private_cluster_s_gateway_keeps_blobs_behind_another_member_s(
+    house: Any, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    process = await start(tmp_path, {**settings, "blobs": f"gateway://{house.grpc_address}"})
+    assert process.stdout is not None
+    assert (await asyncio.wait_for(process.stdout.readline(), 30)).startswith(b"ready")
+    house.grpc_address = settings["listen"]
+    profile = house.profile()
+
+    def use() -> str:
+        with Client(profile=profile) as client:
+            sha256 = client.put_blob(b"kept elsewhere")
+            assert client.blob(sha256) == b"kept elsewhere"
+            return sha256
+
+    sha256 = await asyncio.to_thread(use)
+    assert (house.folder / "blobs" / sha256[:2] / sha256[2:4] / sha256).read_bytes() == b"kept elsewhere"
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
 async def test_its_metrics_count_requests_by_route_and_calls_by_method(
     house: Any, settings: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -147,7 +147,7 @@ class Liar(gateway_pb2_grpc.GatewayServicer):
 
     async def GetBlob(self, request: Any, context: Any) -> AsyncIterator[gateway_pb2.BlobChunk]:  # noqa: N802
         while True:
-            yield gateway_pb2.BlobChunk(data=b"and so on")
+            yield gateway_pb2.BlobChunk(data=b"and so on" * 10_000)
 
 
 @pytest.fixture
