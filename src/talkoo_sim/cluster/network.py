@@ -58,7 +58,7 @@ def set_link(layout: Layout, *, up: bool) -> None:
 
 def only_outward(layout: Layout) -> None:
     """From now on nobody outside of the cluster but this machine begins a connection into it, as behind a firewall."""
-    drop = f"ct state new ip saddr != {layout.network}.0.0/16 drop"
+    drop = f'ct state new iifname != "lo" ip saddr != {layout.network}.0.0/16 drop'
     chains = [f"chain {hook} {{ type filter hook {hook} priority -10; {drop}; }}" for hook in ("input", "forward")]
     rules = "\n".join(["table inet talkoo-outward {", *chains, "}", ""])
     run([*inside_namespace(layout), str(binary("nft")), "-f", "-"], stdin=rules)
