@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import time
@@ -32,23 +33,30 @@ log = logging.getLogger(__name__)
 NAME = "federation"
 """A namespace has one at most, and the operator looks after the one in its own."""
 REVIEW_S = 10.0
+MAKE_AGAIN_S = 5.0
 LAGGING_S = 60.0
 """A ledger whose newest block is older does not go on."""
 Object = dict[str, Any]
 
 
 async def ensure_federation(api: KubernetesApi, settings: OperatorSettings) -> None:
-    """The chart makes none, so that an upgrade never takes a person's `spec` back."""
+    """Until it is there. The chart makes none, so that an upgrade never takes a person's `spec` back."""
     body = {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "Federation",
         "metadata": {"name": NAME, "labels": {"app.kubernetes.io/instance": settings.release}},
         "spec": {},
     }
-    try:
-        await api.ensure_object(FEDERATIONS, settings.namespace, body)
-    except TalkooError as error:
-        log.warning("the Federation is not made: %s", error)
+    said = ""
+    while True:
+        try:
+            await api.ensure_object(FEDERATIONS, settings.namespace, body)
+            return
+        except TalkooError as error:
+            if said != str(error):
+                log.warning("the Federation is not made yet: %s", error)
+            said = str(error)
+        await asyncio.sleep(MAKE_AGAIN_S)
 
 
 class FederationController:

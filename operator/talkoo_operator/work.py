@@ -67,12 +67,12 @@ async def work(settings: OperatorSettings, probe: Probe, hear: Callable[[], None
         ]
         if settings.watch_nodes:
             watched.append(Watched(NODES, NODE, nodes, NODE_WORKERS, namespaced=False))
-        await ensure_federation(api, settings)
         try:
             async with asyncio.TaskGroup() as group:
                 for each in watched:
                     group.create_task(each.queue.run(each.workers))
                 group.create_task(following.run(owner))
+                group.create_task(ensure_federation(api, settings))
                 if settings.watch_nodes:
                     group.create_task(controller.listen(nodes.wake))
                 phases = Phases()
