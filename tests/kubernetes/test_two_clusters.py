@@ -70,7 +70,7 @@ def status(deployment: Deployment, name: str) -> dict[str, Any]:
 
 def succeeded(deployment: Deployment, name: str) -> dict[str, Any] | None:
     found = status(deployment, name)
-    return found if found["phase"] == "Succeeded" else None
+    return found if found.get("phase") == "Succeeded" else None
 
 
 @pytest.fixture(scope="module")
