@@ -189,16 +189,18 @@ def test_a_task_of_south_goes_on_where_it_stood_after_the_link_was_cut_and_heale
     eventually(
         lambda: status(pair.south, "cut").get("segments", {}).get("committed", 0) >= 1, "a segment is committed", TASK_S
     )
-    before = federation(pair.north)["height"]
 
     set_link(pair.south.cluster.layout, up=False)
     try:
+        eventually(lambda: "south" not in federation(pair.north)["peers"], "north misses south")
+        before = federation(pair.north)["height"]
         eventually(lambda: federation(pair.north)["height"] > before + 5, "north's chain goes on")
     finally:
         set_link(pair.south.cluster.layout, up=True)
 
     done = eventually(lambda: succeeded(pair.south, "cut"), "the task ends", TASK_S)
     assert parse_tlk(done["tokens"]["escrowed"]) == 0
+    assert "south" in eventually(lambda: federation(pair.north)["peers"], "they are connected again")
     assert federation(pair.south)["chainId"] == federation(pair.north)["chainId"]
 
 
@@ -209,7 +211,7 @@ def test_south_leaves_and_is_trusted_no_more(pair: Pair, eventually: Callable[..
             "apiVersion": "talkoo.dev/v1alpha1",
             "kind": "Proposal",
             "metadata": {"name": "leave", "namespace": pair.south.namespace},
-            "spec": {"action": "LeaveFederation", "organization": "south"},
+            "spec": {"action": "LeaveFederation"},
         }
     )
 
