@@ -231,6 +231,7 @@ def test_who_has_joined_bonds_once_also_when_its_operator_dies_over_it(bed: Any)
     paid(bed, address_of(keys["scheduler"]))
     key = bed.folder / "joins.key"
     key.write_text(key_document(keys["owner"].seed))
+    key.chmod(0o600)
     settings = {"organization": "joins", "owner_key": str(key), "stake": "25 TLK", "service_balance": "1 TLK"}
     paid(bed, address_of(keys["validator"]))
     dying = bed.operator("dying", module="talkoo_sim.dying_operator", arguments=["after-send"], **settings)
