@@ -26,6 +26,8 @@ MAX_GATEWAY_BLOB_BYTES = 256 * 1024**2
 """What a gateway takes and gives, to people and to services of members alike: it bounds its spool folder."""
 CHUNK_BYTES = 1 << 20
 GATEWAY_SCHEME = "gateway"
+SHA256_KEY = "talkoo-blob-sha256"
+"""Metadata of a blob on its way to a gateway: whose line breaks has sent half of it, which looks like the end."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 

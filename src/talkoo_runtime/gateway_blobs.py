@@ -20,7 +20,7 @@ from talkoo_api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 
 from talkoo_core.errors import Corrupt, Exhausted, NotFound, PermissionDenied, TalkooError, Unavailable
 from talkoo_runtime import blobs
-from talkoo_runtime.blobs import CHUNK_BYTES, MAX_GATEWAY_BLOB_BYTES
+from talkoo_runtime.blobs import CHUNK_BYTES, MAX_GATEWAY_BLOB_BYTES, SHA256_KEY
 from talkoo_runtime.disk import full_disk_is_exhausted
 from talkoo_runtime.grpc_client import error_from_rpc, service_channel
 from talkoo_runtime.service_settings import ServiceSettings
@@ -116,9 +116,12 @@ class GatewayBlobStore:
         if await self.has(digest):
             return
 
+        announced = ((SHA256_KEY, digest),)
+
         async def send() -> gateway_pb2.BlobInfo:
             with await asyncio.to_thread(open_reader) as reader:
-                info: gateway_pb2.BlobInfo = await self._stub().PutBlob(_chunks(reader), timeout=TRANSFER_TIMEOUT_S)
+                call = self._stub().PutBlob(_chunks(reader), timeout=TRANSFER_TIMEOUT_S, metadata=announced)
+                info: gateway_pb2.BlobInfo = await call
             return info
 
         if (info := await self._again(send)).sha256 != digest:

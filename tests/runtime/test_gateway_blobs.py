@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from talkoo_api.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from talkoo_gateway import blob_transfers
 
 from talkoo_core.errors import Corrupt, Exhausted, InvalidInput, NotFound, PermissionDenied, Unavailable
-from talkoo_runtime import gateway_blobs
+from talkoo_runtime import blobs, gateway_blobs
 from talkoo_runtime.blobs import BlobStore, open_blob_store
 from talkoo_runtime.gateway_blobs import GatewayBlobStore
 from talkoo_runtime.grpc_server import make_server, start_server
@@ -134,6 +135,81 @@ async def test_more_than_a_gateway_takes_is_refused_before_it_is_sent(
     with pytest.raises(Exhausted) as caught:
         await gateway_store.put(b"x" * 1001)
     assert caught.value.code == "too_large"
+
+
+class CuttingLine:
+    """A line to the gateway that is cut, once, after so many bytes in either direction."""
+
+    def __init__(self, target: str, after_bytes: int) -> None:
+        self._host, _, self._port = target.partition(":")
+        self._left = after_bytes
+        self.cuts = 0
+        self._connections: list[asyncio.Task[None]] = []
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[str]:
+        """Its host:port."""
+        async with await asyncio.start_server(self._accept, "127.0.0.1", 0) as server:
+            yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await asyncio.gather(*self._connections)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.append(asyncio.create_task(self._carry(reader, writer)))
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(self._host, int(self._port))
+        both = [asyncio.create_task(self._pass(*ends)) for ends in ((reader, far_writer), (far_reader, writer))]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        for each in both:
+            each.cancel()
+        await asyncio.gather(*both, return_exceptions=True)
+        for end in (writer, far_writer):
+            end.transport.abort()
+            with contextlib.suppress(OSError):
+                await end.wait_closed()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            self._left -= len(data)
+            if self._left < 0 and not self.cuts:
+                self.cuts += 1
+                return
+            writer.write(data)
+            await writer.drain()
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+async def test_a_line_that_is_cut_in_the_middle_of_a_blob_costs_only_time(
+    way: str, town: Any, gateway: Any, tmp_path: Path
+) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copies" / "copy"
+    source.write_bytes(LARGE)
+    digest = hashlib.sha256(LARGE).hexdigest()
+    if way == "down":
+        await gateway.store.put(LARGE)
+    line = CuttingLine(gateway.settings.listen, len(LARGE) // 2)
+    async with line.open() as target:
+        store = GatewayBlobStore(target, town.settings(town.south, "agent", "south-1"))
+        if way == "down":
+            await store.get_to_file(digest, copy)
+            assert copy.read_bytes() == LARGE
+            assert [path.name for path in copy.parent.iterdir()] == ["copy"]
+        else:
+            assert await store.put_file(source) == digest
+            assert await gateway.store.get(digest) == LARGE
+        await store.close()
+    assert line.cuts == 1
+    assert [path.name for path in (town.folder / "stored").rglob("*") if path.is_file()] == [digest], "no half is kept"
+
+
+async def test_a_file_that_changes_while_it_is_sent_is_corrupt(
+    gateway_store: BlobStore, town: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").write_bytes(b"after")
+    monkeypatch.setattr(blobs, "digest_of_file", lambda _: hashlib.sha256(b"before").hexdigest())
+    with pytest.raises(Corrupt, match="did not arrive as it was announced"):
+        await gateway_store.put_file(tmp_path / "source")
+    assert not list((town.folder / "stored").rglob("*"))
 
 
 class Liar(gateway_pb2_grpc.GatewayServicer):

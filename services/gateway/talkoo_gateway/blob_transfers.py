@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from talkoo_api.gateway.v1 import gateway_pb2
 
-from talkoo_core.errors import Exhausted
+from talkoo_core.errors import Corrupt, Exhausted
 from talkoo_runtime.blobs import CHUNK_BYTES, MAX_GATEWAY_BLOB_BYTES, BlobStore
 from talkoo_runtime.disk import full_disk_is_exhausted
 
@@ -31,16 +32,23 @@ class BlobTransfers:
         with full_disk_is_exhausted(state_dir):
             self._spool.mkdir(parents=True)
 
-    async def put(self, parts: AsyncIterator[bytes]) -> gateway_pb2.BlobInfo:
-        """Store what comes. Raises Exhausted (codes `too_large`, `busy`, or a full disk)."""
+    async def put(self, parts: AsyncIterator[bytes], announced: str = "") -> gateway_pb2.BlobInfo:
+        """Store what comes. Raises Exhausted (codes `too_large`, `busy`, or a full disk).
+
+        `announced`: the digest, where the sender has said it; then anything else, such as half of it, is Corrupt.
+        """
         async with self._spool_file() as path:
             size = 0
+            digest = hashlib.sha256()
             with full_disk_is_exhausted(self._spool), await asyncio.to_thread(path.open, "xb") as file:
                 async for part in parts:
                     size += len(part)
                     if size > MAX_GATEWAY_BLOB_BYTES:
                         raise Exhausted(f"a blob has at most {MAX_GATEWAY_BLOB_BYTES >> 20} MiB here", code="too_large")
+                    digest.update(part)
                     await asyncio.to_thread(file.write, part)
+            if announced not in ("", digest.hexdigest()):
+                raise Corrupt(f"the blob {announced[:16]}… did not arrive as it was announced; send it again")
             return gateway_pb2.BlobInfo(sha256=await self._store.put_file(path), size_bytes=size)
 
     async def stat(self, sha256: str) -> gateway_pb2.BlobInfo:

@@ -13,6 +13,7 @@ from talkoo_api.validator.v1 import validator_pb2
 
 from talkoo_gateway.desk import Desk
 from talkoo_gateway.upstreams import called, streamed
+from talkoo_runtime.blobs import SHA256_KEY
 from talkoo_runtime.identity import identity_of, require
 
 CALLERS = {"user", "supervisor", "gateway"}
@@ -76,7 +77,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
             async for chunk in request_iterator:
                 yield chunk.data
 
-        return await self._desk.blobs.put(parts())
+        announced = next((str(value) for key, value in context.invocation_metadata() if key == SHA256_KEY), "")
+        return await self._desk.blobs.put(parts(), announced)
 
     async def GetBlob(self, request: gateway_pb2.GetBlobRequest, context: Any) -> AsyncIterator[gateway_pb2.BlobChunk]:
         _admit(context, BLOB_CALLERS)
