@@ -263,9 +263,10 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--objects", type=int, default=5000)
     parser.add_argument("--nodes", type=int, default=1000)
+    parser.add_argument("--cluster", default="bench", help="its name: two runs at a time need two")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    cluster = Cluster(Layout("bench", nodes=0))
+    cluster = Cluster(Layout(arguments.cluster, nodes=0))
     with tempfile.TemporaryDirectory(prefix="talkoo-bench-") as name:
         folder = Path(name)
         federation = LocalFederation(folder / "home", {USER: RICH_TLK})
