@@ -8,6 +8,7 @@ from typing import Any
 
 from talkoo_core.errors import Conflict, NotFound, TalkooError
 from talkoo_operator.api import GROUP, VERSION, KubernetesApi
+from talkoo_operator.known import Known
 from talkoo_operator.queue import Key
 from talkoo_operator.status import changes, timestamp
 
@@ -21,20 +22,32 @@ class Outrun(Exception):
 
 
 class Objects:
-    """Those of one kind. `now` is the API server's time in seconds since 1970."""
+    """Those of one kind. `now` is the API server's time in seconds since 1970.
 
-    def __init__(self, api: KubernetesApi, plural: str, kind: str, now: Callable[[], float]) -> None:
+    `known`: where the newest of each lies, if somebody keeps it; then only what is not there is asked for.
+    """
+
+    def __init__(
+        self, api: KubernetesApi, plural: str, kind: str, now: Callable[[], float], known: Known | None = None
+    ) -> None:
         self._api = api
         self._plural = plural
         self._kind = kind
         self._now = now
+        self._known = known
 
     async def read(self, key: Key) -> Object | None:
         """None: it is gone."""
+        known = self._known.get(key) if self._known is not None else None
+        if known is not None:
+            return known
         try:
-            return await self._api.object(self._plural, *key)
+            found = await self._api.object(self._plural, *key)
         except NotFound:
             return None
+        if self._known is not None:
+            self._known.take(found)
+        return found
 
     def when(self, about: Object) -> tuple[int, str]:
         """Generation and time, as the functions of `status` take them."""
@@ -48,8 +61,29 @@ class Objects:
         try:
             written = await self._api.patch_object_status(self._plural, about, change)
         except (Conflict, NotFound):
+            self._outrun(about)
             raise Outrun from None
+        self._wrote(written)
         about["metadata"], about["status"] = written["metadata"], written.get("status", {})
+
+    async def finalizers(self, about: Object, wanted: list[str]) -> None:
+        """Over what was read, so that nobody else's finalizer is lost. Raises Outrun."""
+        meta = about["metadata"]
+        change = {"metadata": {"finalizers": wanted, "resourceVersion": meta["resourceVersion"]}}
+        try:
+            written = await self._api.patch_object(self._plural, meta["namespace"], meta["name"], change)
+        except (Conflict, NotFound):
+            self._outrun(about)
+            raise Outrun from None
+        self._wrote(written)
+
+    def _wrote(self, written: Object) -> None:
+        if self._known is not None:
+            self._known.wrote(written)
+
+    def _outrun(self, about: Object) -> None:
+        if self._known is not None:
+            self._known.drop((about["metadata"]["namespace"], about["metadata"]["name"]))
 
     async def event(self, about: Object, kind: str, reason: str, message: str) -> None:
         """A courtesy: the status has said it."""

@@ -80,13 +80,13 @@ class WorkQueue:
         if timer is not None:
             timer.cancel()
 
-    async def run(self, workers: int, for_news: int = 0) -> None:
-        """For ever. `for_news` more workers take nothing but news: those never wait for what takes long."""
+    async def run(self, workers: int, for_known: int = 0) -> None:
+        """For ever. `for_known` more workers take no new objects, so that nothing else waits until these are done."""
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
                 group.create_task(self._serve(tuple(Lane)))
-            for _ in range(for_news):
-                group.create_task(self._serve((Lane.NEWS,)))
+            for _ in range(for_known):
+                group.create_task(self._serve((Lane.NEWS, Lane.ROUTINE)))
 
     async def _serve(self, lanes: tuple[Lane, ...]) -> None:
         while True:
@@ -115,8 +115,7 @@ class WorkQueue:
                 await idle
             finally:
                 self._idle.pop(idle, None)
-        if len(lanes) > 1:
-            self._taken += 1
+        self._taken += 1
         key = next(iter(self._lanes[lane]))
         del self._lanes[lane][key], self._waiting[key]
         return key

@@ -41,6 +41,8 @@ INFER_TIMEOUT_S = 140.0
 INFER_PATIENCE_S = 30.0
 """How long a paid request is offered to a node that does not see the payment yet, or starts the model."""
 RETRY_S = 0.2
+UPLOADED_FOR_S, MAX_UPLOADED = 60.0, 1024
+"""A blob that was uploaded is taken to be there for so long, of so many."""
 MAX_INPUT_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 20
 MAX_BLOB_BYTES = 256 * 1024 * 1024
@@ -69,6 +71,8 @@ class AsyncClient:
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
         self._ledger: LedgerClient | None = None
+        self._uploaded: dict[str, float] = {}
+        """When, by hash."""
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -327,8 +331,15 @@ class AsyncClient:
             return str((await self.send(message, memo, record)).born_id)
 
     async def _upload(self, content: bytes | Path, wanted: str) -> None:
+        """Unless this client has done so a moment ago: the same program often has many tasks."""
+        now = asyncio.get_running_loop().time()
+        if now - self._uploaded.get(wanted, float("-inf")) < UPLOADED_FOR_S:
+            return
         if await self.put_blob(content) != wanted:
             raise Corrupt(f"{content if isinstance(content, Path) else 'the program'} changed while it was submitted")
+        if len(self._uploaded) >= MAX_UPLOADED:
+            self._uploaded.clear()
+        self._uploaded[wanted] = now
 
     async def submit(
         self, task: str | Path | Mapping[str, Any] | TaskFile, flops_per_sample: int | None = None

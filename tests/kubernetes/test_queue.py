@@ -154,7 +154,7 @@ async def test_the_least_urgent_has_its_turn_however_much_happens() -> None:
     assert (await order_of(wakes)).index(("d", "routine")) < FAIR_EVERY
 
 
-async def test_news_do_not_wait_for_workers_that_are_busy_with_what_takes_long() -> None:
+async def test_nothing_else_waits_for_workers_that_are_busy_with_new_objects() -> None:
     gate, looks = asyncio.Event(), list[Key]()
 
     async def work(key: Key) -> None:
@@ -163,13 +163,15 @@ async def test_news_do_not_wait_for_workers_that_are_busy_with_what_takes_long()
             await gate.wait()
 
     queue = WorkQueue(work, "TrainingTask")
-    serving = asyncio.create_task(queue.run(2, for_news=1))
+    serving = asyncio.create_task(queue.run(2, for_known=1))
     for n in range(5):
         queue.wake(("d", f"new-{n}"), Lane.NEW)
     await until(lambda: len(looks) == 2)
     queue.wake(A)
     await until(lambda: A in looks)
-    assert len(looks) == 3, "new ones wait for the other workers"
+    queue.wake(A, Lane.ROUTINE)
+    await until(lambda: looks.count(A) == 2)
+    assert len(looks) == 4, "new ones wait for the other workers"
     gate.set()
     await until(lambda: len(queue) == 0)
     serving.cancel()

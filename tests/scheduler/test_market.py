@@ -85,9 +85,7 @@ def tasks(draw: st.DrawFn, name: str) -> Any:
         price_utlk_per_gflop=draw(st.sampled_from([1, 9])),
         flops_per_sample=draw(st.sampled_from([10, 10**9])),
     )
-    shards = [
-        tx_pb2.Shard(node_id=node, rank=rank, samples=4, price_utlk_per_gflop=1) for rank, node in enumerate(on)
-    ]
+    shards = [tx_pb2.Shard(node_id=node, rank=rank, samples=4, price_utlk_per_gflop=1) for rank, node in enumerate(on)]
     return state_pb2.Task(
         id=name,
         owner=draw(st.sampled_from(["alice", "bob"])),

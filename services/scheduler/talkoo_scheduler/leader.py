@@ -17,8 +17,8 @@ from talkoo_runtime.etcd import EtcdStore
 from talkoo_runtime.ledger_client import LedgerClient
 from talkoo_runtime.telemetry import span
 from talkoo_scheduler.keys import Keys, StoredDecision, StoredReason, StoredReport, explanation_of
-from talkoo_scheduler.metrics import DECISION_SECONDS, LEADER, PLACED, REFUSED, WaitingTasks
 from talkoo_scheduler.market import Decisions, Demands, Waits, market_of
+from talkoo_scheduler.metrics import DECISION_SECONDS, LEADER, PLACED, REFUSED, WaitingTasks
 from talkoo_scheduler.policy import Candidate, Decision, waits_for
 from talkoo_scheduler.view import ENDED, needs_placement, phase_sentence, place_message, rules_of
 
