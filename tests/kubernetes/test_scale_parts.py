@@ -220,11 +220,11 @@ class World:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["read", "begin", "begin", "sign", "final", "end"]),
-        st.sampled_from(["a", "b", "c", "d"]),
-        st.integers(1, 6),
+        st.sampled_from(["read", "begin", "sign", "final", "end", "whole"]),
+        st.sampled_from(["a", "b", "c"]),
+        st.integers(3, 6),
     ),
-    max_size=60,
+    max_size=40,
 )
 
 
@@ -238,6 +238,11 @@ def test_a_namespace_never_spends_more_than_its_limit(steps: list[tuple[str, str
             world.begin(name, budget)
         elif step == "sign":
             world.sign(name, number)
+        elif step == "whole":
+            world.begin(name, budget)
+            world.sign(name, number)
+            world.final(name)
+            world.end(name)
         else:
             getattr(world, step)(name)
         assert total(list(world.ledger.values())) <= LIMIT

@@ -157,6 +157,18 @@ def test_while_nothing_but_the_height_changes_no_task_is_looked_at_again() -> No
     assert not waits.knows(task), "a node has come"
 
 
+def test_the_height_counts_where_a_jail_ends_or_a_task_stands_still() -> None:
+    task = state_pb2.Task(id="t1", owner="alice", phase=PENDING, spec=tx_pb2.TaskSpec(min_nodes=1, max_nodes=1))
+    jailed = state_pb2.Node(id="n1", name="n1", jailed=True, jailed_until_height=10)
+    stands = state_pb2.Task(id="t2", phase=RUNNING, shards=[tx_pb2.Shard(node_id="n1")], last_progress_height=20)
+    for at in (10, 20 + STALL_BLOCKS):
+        waits = Waits()
+        for height in (at - 2, at - 1, at):
+            waits.enter(market(([jailed], {}, [task, stands], {}, height)))
+            assert waits.knows(task) == (height == at - 1), height
+            waits.add(task)
+
+
 def test_tasks_that_ask_for_the_same_share_one_decision() -> None:
     spec = tx_pb2.TaskSpec(min_nodes=1, max_nodes=1, global_batch=4)
     live = [
