@@ -180,6 +180,18 @@ def test_tasks_that_ask_for_the_same_share_one_decision() -> None:
     assert all(each is made[0] for each in made)
 
 
+def test_a_task_that_its_node_still_works_on_gets_a_decision_of_its_own() -> None:
+    spec = tx_pb2.TaskSpec(min_nodes=1, max_nodes=1, global_batch=4, price_utlk_per_gflop=9)
+    mine, other = (state_pb2.Task(id=name, owner="alice", phase=PENDING, spec=spec) for name in ("t1", "t2"))
+    node = state_pb2.Node(id="n1", name="n1", speed_flops=5, stake_utlk=10**6)
+    offer = scheduler_pb2.Offer(node_id="n1", state="busy", running_tasks=["t1"], speed_flops=5, slots=1)
+    world: World = ([node], {"n1": offer}, [mine, other], {}, 5)
+    decisions = Decisions(market(world))
+    for task, placed in ((other, False), (mine, True), (other, False)):
+        made, _ = decisions.about(task, demand_of(task, {}))
+        assert (bool(made.shards), made) == (placed, alone(task, world)[0])
+
+
 @given(worlds(), worlds())
 def test_the_queue_is_the_same_when_what_tasks_ask_for_is_remembered(first: World, second: World) -> None:
     demands = Demands()
