@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import json
 import os
 import platform
@@ -32,9 +31,11 @@ from typing import Any
 
 import psutil
 from kubernetes.aio import client, config, watch
+from talkoo_operator.api import KubernetesApi
 from talkoo_operator.heartbeats import pace_s
+from talkoo_operator.keeper import BEATS_MISSED
 from talkoo_operator.metrics import TASK
-from talkoo_operator.node_api import LEASE_PREFIX
+from talkoo_operator.node_api import NodeApi
 
 from talkoo.client_async import AsyncClient
 from talkoo.profile import Profile
@@ -60,7 +61,7 @@ GROUP, VERSION, TASKS = "talkoo.dev", "v1alpha1", "trainingtasks"
 USER, SPACE, RICH_TLK = "alice", "bench", 5_000_000
 CREATORS = 8
 EVENTS = 50
-BEATS_FOR_S, IDLE_FOR_S = 60.0, 20.0
+BEATS_FOR_S, IDLE_FOR_S, SETTLE_S = 60.0, 20.0, 10.0
 PATIENCE_S = 900.0
 Object = dict[str, Any]
 
@@ -186,31 +187,34 @@ async def measure_resync(api: Any, bed: Bed, objects: int) -> Object:
     return {"objects": objects, "seconds": round(time.monotonic() - began, 2), "operator_mb": round(rss / 2**20, 1)}
 
 
-async def measure_heartbeats(core: Any, api: Any, cluster: Cluster, nodes: int) -> Object:
+async def measure_heartbeats(kubernetes: KubernetesApi, cluster: Cluster, nodes: int) -> Object:
+    """By the calls that keepers make, each with the version of its own Lease."""
     server = psutil.Process(cluster.pid("kube-apiserver"))
-    leases = client.CoordinationV1Api(core)
+    pace = pace_s(nodes)
+    keepers: list[tuple[NodeApi, Object]] = []
     for number in range(nodes):
         made = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "GPUNode", "metadata": {"name": f"node-{number}"}}
-        await api.create_cluster_custom_object(GROUP, VERSION, "gpunodes", made)
-        lease = {
-            "metadata": {"name": f"{LEASE_PREFIX}node-{number}"},
-            "spec": {"leaseDurationSeconds": 3 * pace_s(nodes)},
-        }
-        await leases.create_namespaced_lease(NAMESPACE, lease)
+        await kubernetes.ensure_node(made)
+        node = await kubernetes.node(f"node-{number}")
+        keepers.append((NodeApi(kubernetes, NAMESPACE), node))
+        await keepers[-1][0].beat(node, "bench", BEATS_MISSED * pace)
 
     async def cores(seconds: float) -> float:
         before, at = sum(server.cpu_times()[:2]), time.monotonic()
         await asyncio.sleep(seconds)  # what is measured is this time
         return (sum(server.cpu_times()[:2]) - before) / (time.monotonic() - at)
 
+    await asyncio.sleep(SETTLE_S)  # until the operator has looked at the new nodes
     idle = await cores(IDLE_FOR_S)
-    pace = pace_s(nodes)
+    beats = 0
 
     async def beat(number: int) -> None:
+        nonlocal beats
         await asyncio.sleep(pace * number / nodes)
+        api, node = keepers[number]
         while True:
-            change = {"spec": {"renewTime": datetime.datetime.now(datetime.UTC).isoformat()}}
-            await leases.patch_namespaced_lease(f"{LEASE_PREFIX}node-{number}", NAMESPACE, change)
+            await api.beat(node, "bench", BEATS_MISSED * pace)
+            beats += 1
             await asyncio.sleep(pace)
 
     beating = [asyncio.create_task(beat(number)) for number in range(nodes)]
@@ -225,11 +229,13 @@ async def measure_heartbeats(core: Any, api: Any, cluster: Cluster, nodes: int) 
         "pace_s": pace,
         "api_server_cores": round(busy - idle, 4),
         "api_server_cores_idle": round(idle, 4),
-        "beats": round(BEATS_FOR_S * nodes / pace),
+        "beats": beats,
+        "ms_per_beat": round((busy - idle) * BEATS_FOR_S / max(beats, 1) * 1000, 2),
     }
 
 
 async def measure(cluster: Cluster, federation: LocalFederation, folder: Path, arguments: argparse.Namespace) -> Object:
+    os.environ["KUBECONFIG"] = str(cluster.layout.kubeconfig)
     await config.load_kube_config(str(cluster.layout.kubeconfig))
     bed = Bed(cluster, federation, folder)
     async with client.ApiClient() as core:
@@ -246,7 +252,8 @@ async def measure(cluster: Cluster, federation: LocalFederation, folder: Path, a
             say(answer)
             answer["resync"] = await measure_resync(api, bed, arguments.objects)
             say(answer)
-            answer["heartbeats"] = await measure_heartbeats(core, api, cluster, arguments.nodes)
+            async with KubernetesApi() as kubernetes:
+                answer["heartbeats"] = await measure_heartbeats(kubernetes, cluster, arguments.nodes)
         finally:
             following.cancel()
             bed.stop_operators()
