@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,27 @@ from talkoo_operator.status import changes, timestamp
 log = logging.getLogger(__name__)
 Object = dict[str, Any]
 AT_ONCE_S = 0.0
+EVENTS_PER_S, EVENTS_AT_ONCE = 2.0, 100
+"""Of one kind of object: in the long run, and at once."""
 
 
 class Outrun(Exception):
     """The object has changed since it was read: it is read again, and decided again."""
+
+
+class Courtesy:
+    """A bucket of events: each costs the API server as much as a write of the object itself."""
+
+    def __init__(self) -> None:
+        self._left, self._at_s = float(EVENTS_AT_ONCE), float("-inf")
+
+    def may(self, now_s: float) -> bool:
+        passed_s, self._at_s = now_s - self._at_s, now_s
+        self._left = min(self._left + passed_s * EVENTS_PER_S, float(EVENTS_AT_ONCE))
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
 
 
 class Objects:
@@ -35,6 +53,7 @@ class Objects:
         self._kind = kind
         self._now = now
         self._known = known
+        self._courtesy = Courtesy()
 
     async def read(self, key: Key) -> Object | None:
         """None: it is gone."""
@@ -86,7 +105,10 @@ class Objects:
             self._known.drop((about["metadata"]["namespace"], about["metadata"]["name"]))
 
     async def event(self, about: Object, kind: str, reason: str, message: str) -> None:
-        """A courtesy: the status has said it."""
+        """A courtesy: the status has said it. Where very much happens at once, some are left out."""
+        if not self._courtesy.may(time.monotonic()):
+            log.debug("an event about %s was left out: %s", about["metadata"]["name"], reason)
+            return
         named = {"apiVersion": f"{GROUP}/{VERSION}", "kind": self._kind, "metadata": about["metadata"]}
         try:
             await self._api.event(named, kind, reason, message)

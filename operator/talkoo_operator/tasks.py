@@ -103,6 +103,8 @@ class TaskController:
         self._now = now
         self._limits = limits
         self._reviews = Reviews(time.monotonic, random.random)
+        self._born: dict[Key, tuple[str, str]] = {}
+        """Recorded transactions that are final, and the ids of their tasks, until these are in the objects."""
         self._packed: dict[str, Packed] = {}
         """By digest of what was packed."""
         self._chain = Chain(accounts.reader)
@@ -163,10 +165,13 @@ class TaskController:
             case Do.SUBMIT:
                 return await self._guarded(task, self._submit)
             case Do.RESUME:
-                return await self._guarded(task, self._resume)
+                if not self._born_id(task):
+                    hindered_s = await self._guarded(task, self._resume)
+                    if hindered_s is not None or not self._born_id(task):
+                        return hindered_s
+                return await self._begin_following(task)
             case Do.FOLLOW:
-                pause_s = await self._follow(task)
-                return pause_s if pause_s is None or step.again_s is None else max(min(pause_s, step.again_s), 0.0)
+                return _sooner(await self._follow(task, task["status"]), step.again_s)
             case Do.END:
                 await self._end(task, step.reason)
             case Do.CANCEL:
@@ -181,19 +186,20 @@ class TaskController:
         return None
 
     def _forget(self, key: Key) -> None:
+        self._born.pop(key, None)
         self._following.forget(key)
         self._reviews.forget(key)
         self._limits.settled(key)
 
     # -- to the ledger -----------------------------------------------------------------------------------------------
 
-    async def _guarded(self, task: Object, do: Callable[[Object], Awaitable[None]]) -> float | None:
+    async def _guarded(self, task: Object, do: Callable[[Object], Awaitable[float | None]]) -> float | None:
         """What stands in the way is written where its owner looks."""
         key = _key(task)
         try:
-            await do(task)
+            pause_s = await do(task)
             self._limits.settled(key)
-            return FIRST_LOOK_S if task["status"].get("taskId") else None
+            return pause_s
         except (InvalidInput, Failed, Corrupt) as error:
             self._limits.settled(key)
             await self._hinder(task, refused(task.get("status", {}), error.message, *self._objects.when(task)))
@@ -214,7 +220,8 @@ class TaskController:
         if made["reason"] != before:
             await self._objects.event(task, "Warning", made["reason"], made["message"])
 
-    async def _submit(self, task: Object) -> None:
+    async def _submit(self, task: Object) -> float:
+        """What became of it is written together with the scheduler's first word, which comes a moment later."""
         key = _key(task)
         client = await self._accounts.of(key[0])
         async with self._limits.turn(key, task, client) as reservation:
@@ -228,8 +235,10 @@ class TaskController:
                 submission = {"transaction": transaction, "account": client.address, "chain": chain}
                 await self._objects.write(task, {**task.get("status", {}), "submission": submission})
 
-            task_id = await client.create_task(prepared, record)
-        await self._submitted(task, task_id)
+            account = await self._accounts.account(client)
+            task_id = await client.create_task(prepared, record, account)
+        self._born[key] = task["status"]["submission"]["transaction"], task_id
+        return FIRST_LOOK_S
 
     async def _prepared(self, task: Object, client: AsyncClient) -> Prepared:
         """What many tasks have in common is checked and packed once, unless somebody has to count with it."""
@@ -251,6 +260,7 @@ class TaskController:
         return replace(prepared, data=inputs.data)
 
     async def _resume(self, task: Object) -> None:
+        """Its task's id is known afterwards, or its record is gone."""
         submission = task["status"]["submission"]
         client = await self._accounts.owner_of(_key(task)[0], submission.get("account", ""))
         try:
@@ -263,14 +273,23 @@ class TaskController:
         except (InvalidInput, InsufficientFunds):
             await self._objects.write(task, {**task["status"], "submission": None})
             raise
-        await self._submitted(task, str(result.born_id))
+        self._born[_key(task)] = submission["transaction"], str(result.born_id)
 
-    async def _submitted(self, task: Object, task_id: str) -> None:
+    def _born_id(self, task: Object) -> str:
+        """Of the task that the recorded transaction has created; empty where this process does not know it yet."""
+        transaction, task_id = self._born.get(_key(task), ("", ""))
+        return task_id if task.get("status", {}).get("submission", {}).get("transaction") == transaction else ""
+
+    async def _begin_following(self, task: Object) -> float | None:
+        key, task_id = _key(task), self._born_id(task)
         sent = {name: value for name, value in task["status"]["submission"].items() if name != "transaction"}
-        await self._objects.write(task, {**task["status"], "taskId": task_id, "submission": sent})
+        pause_s = await self._follow(task, {**task["status"], "taskId": task_id, "submission": sent})
+        self._born.pop(key, None)
         await self._objects.event(
             task, "Normal", "Submitted", f"{task_id} stands on the ledger, its budget is in escrow"
         )
+        step = next_step(self._seen(task))
+        return _sooner(pause_s, step.again_s) if step.do is Do.FOLLOW else None
 
     async def _end(self, task: Object, why: str) -> None:
         """Written down before anything is sent, so that whoever sees it cancelled knows what it was for."""
@@ -295,17 +314,18 @@ class TaskController:
                 raise
             await self._objects.write(task, {**status, "message": f"cannot be cancelled yet: {error.message}"})
             return WAIT_INPUTS_S
-        return await self._follow(task)
+        return await self._follow(task, task["status"])
 
     # -- from the ledger ---------------------------------------------------------------------------------------------
 
-    async def _follow(self, task: Object) -> float | None:
-        key, status, when = _key(task), task["status"], self._objects.when(task)
+    async def _follow(self, task: Object, status: Object) -> float | None:
+        """Seconds until the next look; None: look at once. `status`: as it is to be, before the ledger was asked."""
+        key, when = _key(task), self._objects.when(task)
         reader = self._accounts.reader
         try:
             record = await self._following.task(status["taskId"], reader)
         except NotFound as error:
-            return await self._unknown(task, error)
+            return await self._unknown(task, status, error)
         self._following.add(key, record, reader)
         nodes = await self._following.nodes(reader)
         waits_for, starts_at = await self._why_pending(record, nodes, key, status)
@@ -347,9 +367,9 @@ class TaskController:
         start = estimated_start(task.spec.min_nodes, fit, busy, self._following.free_at())
         return str(explained.summary), start
 
-    async def _unknown(self, task: Object, error: NotFound) -> float | None:
+    async def _unknown(self, task: Object, status: Object, error: NotFound) -> float | None:
         """A node that is catching up does not know the task yet; a chain that began anew never will."""
-        status, when = task["status"], self._objects.when(task)
+        when = self._objects.when(task)
         now_on = await self._chain.name(fresh=True)
         made_for = status.get("submission", {}).get("chain", now_on)
         if made_for != now_on:
@@ -417,6 +437,11 @@ def _key(task: Object) -> Key:
 def has_spoken(summary: str) -> bool:
     """Whether the scheduler has decided: until then it says that none leads, or has looked."""
     return bool(summary) and SILENT_SCHEDULER not in summary and "no scheduler" not in summary
+
+
+def _sooner(pause_s: float | None, again_s: float | None) -> float | None:
+    """None as a pause is: at once; as the other: never."""
+    return pause_s if pause_s is None or again_s is None else max(min(pause_s, again_s), 0.0)
 
 
 def _seconds(text: str) -> float:

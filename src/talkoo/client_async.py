@@ -312,17 +312,24 @@ class AsyncClient:
         answer = await translated(self.stub.CountFlops(request, timeout=COUNT_TIMEOUT_S))
         return int(answer.flops_per_sample)
 
-    async def create_task(self, prepared: Prepared, record: Callable[[bytes], Awaitable[None]] | None = None) -> str:
+    async def create_task(
+        self,
+        prepared: Prepared,
+        record: Callable[[bytes], Awaitable[None]] | None = None,
+        account: state_pb2.Account | None = None,
+    ) -> str:
         """Upload, pay into escrow, and wait until the task stands on the ledger; returns its id.
 
-        `record` gets the signed transaction before it is sent (`LedgerClient.submit`).
+        `record` gets the signed transaction before it is sent (`LedgerClient.submit`). `account`: the client's own, if
+        it was just read.
         Raises InsufficientFunds before anything is uploaded when the account or the budget is too small.
         """
         params = await self.params()
-        try:
-            account = await self.account()
-        except NotFound:
-            account = state_pb2.Account(address=self.address)
+        if account is None:
+            try:
+                account = await self.account()
+            except NotFound:
+                account = state_pb2.Account(address=self.address)
         check_means(prepared, account.balance_utlk, account.label or account.address, params)
         with task_trace(self.profile.home, prepared.spec.name) as memo:
             await self._upload(prepared.code, prepared.spec.code.sha256)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from talkoo_operator.known import Known
+from talkoo_operator.objects import EVENTS_AT_ONCE, EVENTS_PER_S, Courtesy
 from talkoo_operator.quota import Held, Reserved, check_quota, task_id_of
 from talkoo_operator.reviews import FIRST_S, REVIEW_S, REVIEWS_PER_S, SPREAD, Reviews
 from talkoo_operator.shared import Shared
@@ -292,3 +293,13 @@ def test_however_many_wait_they_ask_at_a_bounded_pace() -> None:
     assert reviews.pause_s(KEY) == pytest.approx(10_001 / REVIEWS_PER_S * (1 - SPREAD))
     reviews.forget(KEY)
     assert len(reviews) == 10_000
+
+
+# -- events --------------------------------------------------------------------------------------------------------
+
+
+def test_events_are_left_out_where_very_much_happens_at_once_and_come_again_later() -> None:
+    courtesy = Courtesy()
+    assert sum(courtesy.may(10.0) for _ in range(500)) == EVENTS_AT_ONCE
+    assert sum(courtesy.may(20.0) for _ in range(500)) == 10 * EVENTS_PER_S
+    assert sum(courtesy.may(1e6) for _ in range(500)) == EVENTS_AT_ONCE
