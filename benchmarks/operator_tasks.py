@@ -69,7 +69,7 @@ Object = dict[str, Any]
 def is_scheduled(status: Object) -> bool:
     """Placed, or told by the scheduler why not yet."""
     placed = [c for c in status.get("conditions", ()) if c["type"] == "Placed"]
-    return bool(placed) and "no scheduler has spoken" not in placed[0]["message"]
+    return bool(placed) and "no scheduler" not in placed[0]["message"]
 
 
 class Seen:
