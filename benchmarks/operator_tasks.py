@@ -128,9 +128,28 @@ async def create(api: Any, made: Sequence[Object]) -> dict[str, float]:
     return began
 
 
-async def measure_scheduled(api: Any, seen: Seen, operator: OperatorProcess, count: int) -> Object:
+class Cores:
+    """Processor time of every part since this was made."""
+
+    def __init__(self, cluster: Cluster, federation: LocalFederation, operator: OperatorProcess) -> None:
+        self._parts = {name: psutil.Process(cluster.pid(name)) for name in ("kube-apiserver", "etcd")}
+        self._parts |= {"operator": psutil.Process(operator.process.pid), "benchmark": psutil.Process()}
+        for each in psutil.Process(federation.pid).children(recursive=True):
+            module = next((word for word in each.cmdline() if word.startswith("talkoo_")), each.name())
+            self._parts[f"federation: {module.removeprefix('talkoo_')}"] = each
+        self._before = {name: sum(part.cpu_times()[:2]) for name, part in self._parts.items()}
+
+    def ms_each(self, count: int) -> dict[str, float]:
+        """Milliseconds for each of so many."""
+        spent = {name: sum(part.cpu_times()[:2]) - self._before[name] for name, part in self._parts.items()}
+        return {name: round(seconds / count * 1000, 1) for name, seconds in spent.items()}
+
+
+async def measure_scheduled(
+    api: Any, seen: Seen, cluster: Cluster, federation: LocalFederation, operator: OperatorProcess, count: int
+) -> Object:
     process = psutil.Process(operator.process.pid)
-    before, cpu = process.memory_info().rss, sum(process.cpu_times()[:2])
+    before, cores = process.memory_info().rss, Cores(cluster, federation, operator)
     began = await create(api, [task(SPACE, f"task-{number}") for number in range(count)])
     created = max(began.values()) - min(began.values())
     await seen.until(lambda: len(seen.scheduled) >= count, "every task is scheduled")
@@ -141,7 +160,7 @@ async def measure_scheduled(api: Any, seen: Seen, operator: OperatorProcess, cou
         "per_second": round(count / took, 1),
         "creating_s": round(created, 2),
         "latency_s": spread([seen.scheduled[name] - at for name, at in began.items()]),
-        "operator_cpu_s": round(sum(process.cpu_times()[:2]) - cpu, 1),
+        "cpu_ms_per_task": cores.ms_each(count),
         "operator_mb_per_1000": round((process.memory_info().rss - before) / 2**20 / count * 1000, 1),
         "operator_mb": round(process.memory_info().rss / 2**20, 1),
     }
@@ -246,7 +265,9 @@ async def measure(cluster: Cluster, federation: LocalFederation, folder: Path, a
         seen = Seen(api)
         following = asyncio.create_task(seen.follow())
         try:
-            answer: Object = {"scheduled": await measure_scheduled(api, seen, operator, arguments.tasks)}
+            answer: Object = {
+                "scheduled": await measure_scheduled(api, seen, cluster, federation, operator, arguments.tasks)
+            }
             say(answer)
             answer["event_to_status_s"] = await measure_events(seen, federation, min(EVENTS, arguments.tasks))
             say(answer)
