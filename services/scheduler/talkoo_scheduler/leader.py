@@ -302,8 +302,9 @@ async def explain(
         found.summary = sentence
     elif not leader:
         found.summary = "waits: no scheduler leads at the moment; a new one is elected within seconds"
-    report = await store.get(keys.report(task_id))
-    if report is not None and task.phase not in ENDED:
+    # Before its first placement no node can have reported anything.
+    report = await store.get(keys.report(task_id)) if task.attempt and task.phase not in ENDED else None
+    if report is not None:
         last = msgspec.json.decode(report.data, type=StoredReport)
         found.summary += f"; last trouble, attempt {last.attempt}: {last.node}: {last.kind}: {last.message}"
     return found
