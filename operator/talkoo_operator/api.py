@@ -24,6 +24,8 @@ FEDERATIONS = "federations"
 PROPOSALS = "proposals"
 MERGE_PATCH = "application/merge-patch+json"
 CALL_TIMEOUT_S = 15.0
+PAGE = 250
+"""Objects in one answer to a list."""
 FIELD_MANAGER = "talkoo-operator"
 API_SERVER_AWAY = "api_server_away"
 """Code of an Unavailable that is about the API server and not about the ledger."""
@@ -77,11 +79,22 @@ class KubernetesApi:
 
     async def objects(self, plural: str, namespaces: tuple[str, ...]) -> list[Object]:
         """All of one kind in these namespaces, or in all."""
-        if namespaces:
-            calls = [self.custom.list_namespaced_custom_object(GROUP, VERSION, one, plural) for one in namespaces]
-        else:
-            calls = [self.custom.list_cluster_custom_object(GROUP, VERSION, plural)]
-        return [item for call in calls for item in (await called(call))["items"]]
+        listing = self.custom.list_namespaced_custom_object
+        found: list[Object] = []
+        for one in namespaces:
+            found += await self._pages(listing, one, plural)
+        return found if namespaces else await self._pages(self.custom.list_cluster_custom_object, plural)
+
+    async def _pages(self, listing: Any, *about: str) -> list[Object]:
+        """A page at a time: between two of them whatever else happened is heard."""
+        found: list[Object] = []
+        more: dict[str, str] = {}
+        while True:
+            page = await called(listing(GROUP, VERSION, *about, limit=PAGE, **more))
+            found += page["items"]
+            if not page["metadata"].get("continue"):
+                return found
+            more = {"_continue": page["metadata"]["continue"]}
 
     async def task_keys(self, namespaces: tuple[str, ...]) -> list[tuple[str, str]]:
         """Namespace and name of every TrainingTask in these namespaces, or in all."""
@@ -127,7 +140,7 @@ class KubernetesApi:
 
     async def nodes(self) -> list[Object]:
         """All GPUNodes."""
-        return list((await called(self.custom.list_cluster_custom_object(GROUP, VERSION, NODES)))["items"])
+        return await self._pages(self.custom.list_cluster_custom_object, NODES)
 
     async def node(self, name: str) -> Object:
         """A GPUNode. Raises NotFound."""
