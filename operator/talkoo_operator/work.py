@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
@@ -163,6 +163,7 @@ async def _watch(
     @kopf.on.startup(registry=registry)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
         settings.posting.enabled = False
+        settings.persistence.diffbase_storage = NoDiffs()
         settings.watching.server_timeout = 300
         settings.watching.client_timeout = 330
 
@@ -177,6 +178,19 @@ async def _watch(
     )
     hear()  # kopf has just taken the signals for itself, and its own end may take minutes
     await kopf.run_tasks(tasks, ignored=others)
+
+
+class NoDiffs(kopf.DiffBaseStorage):
+    """We are told of events and ask kopf for no differences: so it need not copy every object twice to find them."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return cast(kopf.BodyEssence, {})
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        raise AssertionError("nothing is handled that kopf would have to remember")
 
 
 def _on_event(registry: kopf.OperatorRegistry, each: Watched, probe: Probe, phases: Phases) -> None:
