@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from talkoo_core.errors import Conflict, NotFound, TalkooError
@@ -77,32 +78,28 @@ class Objects:
         change = changes(about.get("status", {}), status)
         if not change:
             return
-        try:
-            written = await self._api.patch_object_status(self._plural, about, change)
-        except (Conflict, NotFound):
-            self._outrun(about)
-            raise Outrun from None
-        self._wrote(written)
+        written = await self._written(about, self._api.patch_object_status(self._plural, about, change))
         about["metadata"], about["status"] = written["metadata"], written.get("status", {})
 
     async def finalizers(self, about: Object, wanted: list[str]) -> None:
         """Over what was read, so that nobody else's finalizer is lost. Raises Outrun."""
         meta = about["metadata"]
         change = {"metadata": {"finalizers": wanted, "resourceVersion": meta["resourceVersion"]}}
-        try:
-            written = await self._api.patch_object(self._plural, meta["namespace"], meta["name"], change)
-        except (Conflict, NotFound):
-            self._outrun(about)
-            raise Outrun from None
-        self._wrote(written)
+        await self._written(about, self._api.patch_object(self._plural, meta["namespace"], meta["name"], change))
 
-    def _wrote(self, written: Object) -> None:
-        if self._known is not None:
-            self._known.wrote(written)
-
-    def _outrun(self, about: Object) -> None:
-        if self._known is not None:
-            self._known.drop((about["metadata"]["namespace"], about["metadata"]["name"]))
+    async def _written(self, about: Object, call: Awaitable[Object]) -> Object:
+        """Raises Outrun."""
+        key = about["metadata"]["namespace"], about["metadata"]["name"]
+        with self._known.writing(key) if self._known is not None else contextlib.nullcontext():
+            try:
+                written = await call
+            except (Conflict, NotFound):
+                if self._known is not None:
+                    self._known.drop(key)
+                raise Outrun from None
+            if self._known is not None:
+                self._known.wrote(written)
+            return written
 
     async def event(self, about: Object, kind: str, reason: str, message: str) -> None:
         """A courtesy: the status has said it. Where very much happens at once, some are left out."""

@@ -59,7 +59,8 @@ async def work(settings: OperatorSettings, probe: Probe, hear: Callable[[], None
     async with KubernetesApi() as api:
         accounts = Accounts(api, settings)
         owner = accounts.client(load_key(Path(settings.owner_key)))
-        clock, shared, known = ServerClock(time.time), Shared(), Known()
+        clock, shared = ServerClock(time.time), Shared()
+        known = Known(lambda key: tasks.wake(key))
         limits = Limits(api, known, shared)
         following = Following(lambda key: tasks.wake(key), shared)
         tasks = WorkQueue(TaskController(api, accounts, following, clock.now, limits, known).work, TASK)
@@ -203,7 +204,7 @@ def _on_event(registry: kopf.OperatorRegistry, each: Watched, probe: Probe, phas
         if each.known is None:
             each.queue.wake(key)
         elif gone:
-            each.known.drop(key)
+            each.known.gone(key)
             each.queue.wake(key)
         elif each.known.take(event["object"]):  # and not the echo of our own write
             each.queue.wake(key, Lane.NEWS if event["object"].get("status") else Lane.NEW)

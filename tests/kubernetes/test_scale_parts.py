@@ -96,7 +96,7 @@ def seen(version: int, **more: Any) -> dict[str, Any]:
 
 
 def test_the_echo_of_our_own_write_and_what_is_older_are_no_news() -> None:
-    known = Known()
+    known = Known(lambda key: None)
     assert known.take(seen(9))
     known.wrote(seen(10, status={"phase": "Pending"}))
     assert not known.take(seen(10, status={"phase": "Pending"})), "the watch tells what we wrote"
@@ -105,7 +105,7 @@ def test_the_echo_of_our_own_write_and_what_is_older_are_no_news() -> None:
 
 
 def test_what_is_read_of_it_can_be_written_into_and_names_no_managers() -> None:
-    known = Known()
+    known = Known(lambda key: None)
     known.take(seen(9, status={"phase": "Pending"}))
     mine = known.get(KEY)
     assert mine is not None
@@ -115,7 +115,7 @@ def test_what_is_read_of_it_can_be_written_into_and_names_no_managers() -> None:
 
 
 def test_a_write_that_is_answered_after_the_object_is_gone_does_not_bring_it_back() -> None:
-    known = Known()
+    known = Known(lambda key: None)
     known.take(seen(9))
     known.drop(KEY)
     known.wrote(seen(10))
@@ -124,11 +124,43 @@ def test_a_write_that_is_answered_after_the_object_is_gone_does_not_bring_it_bac
 
 
 def test_what_is_not_listed_is_not_known_any_more() -> None:
-    known = Known()
+    known = Known(lambda key: None)
     known.take(seen(9))
     known.keep({KEY})
     assert [each["metadata"]["resourceVersion"] for each in known.of("default")] == ["9"]
     known.keep(set())
+    assert known.get(KEY) is None
+
+
+def test_what_a_watch_tells_before_our_write_is_answered_is_its_echo_unless_it_is_newer() -> None:
+    news: list[Any] = []
+    known = Known(news.append)
+    known.take(seen(9))
+    with known.writing(KEY):
+        assert not known.take(seen(10)), "its answer is not here yet"
+        known.wrote(seen(10))
+    assert news == []
+    with known.writing(KEY):
+        assert not known.take(seen(12, spec="another's"))
+        known.wrote(seen(11))
+    assert news == [KEY]
+    mine = known.get(KEY)
+    assert mine is not None
+    assert mine["spec"] == "another's"
+
+
+def test_a_write_that_was_refused_hides_nothing_that_was_told_meanwhile() -> None:
+    news: list[Any] = []
+    known = Known(news.append)
+    known.take(seen(9))
+    with pytest.raises(NotFound), known.writing(KEY):
+        known.take(seen(10))
+        known.drop(KEY)
+        raise NotFound("somebody was quicker")
+    assert (news, known.get(KEY) is not None) == ([KEY], True)
+    with known.writing(KEY):
+        known.gone(KEY)
+        known.wrote(seen(11))
     assert known.get(KEY) is None
 
 
