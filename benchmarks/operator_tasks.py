@@ -254,7 +254,6 @@ async def measure_heartbeats(kubernetes: KubernetesApi, cluster: Cluster, nodes:
 
 
 async def measure(cluster: Cluster, federation: LocalFederation, folder: Path, arguments: argparse.Namespace) -> Object:
-    os.environ["KUBECONFIG"] = str(cluster.layout.kubeconfig)
     await config.load_kube_config(str(cluster.layout.kubeconfig))
     bed = Bed(cluster, federation, folder)
     async with client.ApiClient() as core:
@@ -273,8 +272,9 @@ async def measure(cluster: Cluster, federation: LocalFederation, folder: Path, a
             say(answer)
             answer["resync"] = await measure_resync(api, bed, arguments.objects)
             say(answer)
-            async with KubernetesApi() as kubernetes:
-                answer["heartbeats"] = await measure_heartbeats(kubernetes, cluster, arguments.nodes)
+            kubernetes = KubernetesApi()
+            kubernetes.client, kubernetes.custom = core, api
+            answer["heartbeats"] = await measure_heartbeats(kubernetes, cluster, arguments.nodes)
         finally:
             following.cancel()
             bed.stop_operators()
