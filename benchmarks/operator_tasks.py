@@ -11,8 +11,8 @@ gateway) and the operator, each a process of this machine; nobody trains. Needs 
 - `event_to_status`: one task after the other is cancelled on the ledger; from the block that says so to the status.
 - `resync`: the operator is killed; from when its successor leads until no object waits to be looked at. `--objects`
   are there altogether: those that are on the ledger, and suspended ones.
-- `heartbeats`: Leases of `--nodes` GPUNodes are renewed by the keepers' own calls, at the pace that the operator asks of
-  so many; what the API server takes for it in cores, its idle use subtracted. No kwok: it would renew the Leases of
+- `heartbeats`: Leases of `--nodes` GPUNodes are renewed by the keepers' own calls, at the pace that the operator asks
+  of so many; what the API server takes for it in cores, its idle use subtracted. No kwok: it would renew the Leases of
   Kubernetes nodes, which are not ours.
 """
 

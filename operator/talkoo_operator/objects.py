@@ -17,7 +17,7 @@ from talkoo_operator.status import changes, timestamp
 log = logging.getLogger(__name__)
 Object = dict[str, Any]
 AT_ONCE_S = 0.0
-EVENTS_PER_S, EVENTS_AT_ONCE = 2.0, 100
+EVENTS_PER_S, EVENTS_AT_ONCE = 2.0, 50
 """Of one kind of object: in the long run, and at once."""
 
 
