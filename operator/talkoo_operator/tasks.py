@@ -64,6 +64,8 @@ UNHEARD_S = 3600.0
 FIRST_LOOK_S = 0.5
 """After a task was submitted: so soon the scheduler has said something about it."""
 MAX_PACKED = 32
+WAITING = ("WaitingForPlacement", "Preempted")
+"""Reasons whose message is the scheduler's."""
 SILENT_SCHEDULER = "the scheduler does not say why"
 LOGS_TIMEOUT_S, LOG_LINES = 5.0, 20
 REASONS: dict[type[TalkooError], str] = {
@@ -353,7 +355,7 @@ class TaskController:
             self._reviews.forget(key)
             return "", None
         same = status.get("phase") == "Pending" and status.get("attempt") == task.attempt
-        told = same and has_spoken(status.get("message", ""))
+        told = same and status.get("reason") in WAITING and has_spoken(status.get("message", ""))
         if not self._reviews.due(key, task.attempt, told):
             start = status.get("estimatedStart")
             return status["message"], _seconds(start) if start else None
