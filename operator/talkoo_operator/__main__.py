@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
 from pathlib import Path
+
+import uvloop
 
 from talkoo_core.errors import TalkooError
 from talkoo_operator.leading import lead
@@ -35,7 +36,7 @@ def main() -> int:
         settings = load_settings(OperatorSettings, parser.parse_args().settings, os.environ)
         setup_logging(settings.name, settings.log_level)
         watch_process(settings.metrics_listen, settings.certificate)
-        asyncio.run(_main(settings))
+        uvloop.run(_main(settings))
     except TalkooError as error:
         logging.getLogger(__name__).error("%s", error)
         return error.exit_status

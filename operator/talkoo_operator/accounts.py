@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from talkoo_api.ledger.v1 import state_pb2
+
 from talkoo.client_async import AsyncClient
 from talkoo.profile import Profile
 from talkoo_core.errors import NotFound
@@ -11,6 +13,7 @@ from talkoo_core.signing import PrivateKey
 from talkoo_operator.api import KubernetesApi
 from talkoo_operator.identity import ACCOUNT_FILE, ACCOUNT_SECRET
 from talkoo_operator.settings import OperatorSettings
+from talkoo_operator.shared import Shared
 from talkoo_runtime.keys import address_of, key_of_document
 
 MAX_CLIENTS = 256
@@ -23,6 +26,7 @@ class Accounts:
     def __init__(self, api: KubernetesApi, settings: OperatorSettings) -> None:
         self._api = api
         self._settings = settings
+        self._shared = Shared()
         self._clients: OrderedDict[tuple[str, str], AsyncClient] = OrderedDict()
         """By namespace and address."""
         self.reader = self.client(None)
@@ -53,6 +57,17 @@ class Accounts:
                 await oldest.close()
         self._clients.move_to_end(place)
         return known
+
+    async def account(self, client: AsyncClient) -> state_pb2.Account:
+        """The client's own; an empty one where the ledger has none."""
+
+        async def read() -> state_pb2.Account:
+            try:
+                return await client.account()
+            except NotFound:
+                return state_pb2.Account(address=client.address)
+
+        return await self._shared.read(client.address, read)
 
     async def owner_of(self, namespace: str, address: str) -> AsyncClient:
         """Whoever paid for a task: its Secret may be gone before it, with its namespace, or hold another key by now."""

@@ -12,6 +12,7 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
 from talkoo_core.errors import Conflict, Failed, InvalidInput, NotFound, PermissionDenied, Unavailable
+from talkoo_operator.shared import Shared
 
 GROUP = "talkoo.dev"
 VERSION = "v1alpha1"
@@ -23,6 +24,8 @@ FEDERATIONS = "federations"
 PROPOSALS = "proposals"
 MERGE_PATCH = "application/merge-patch+json"
 CALL_TIMEOUT_S = 15.0
+PAGE = 250
+"""Objects in one answer to a list."""
 FIELD_MANAGER = "talkoo-operator"
 API_SERVER_AWAY = "api_server_away"
 """Code of an Unavailable that is about the API server and not about the ledger."""
@@ -36,6 +39,8 @@ class KubernetesApi:
 
     def __init__(self) -> None:
         self.client: Any = None
+        self._shared = Shared()
+        """For what many objects of a namespace ask for at the same time."""
 
     async def __aenter__(self) -> KubernetesApi:
         try:
@@ -53,31 +58,43 @@ class KubernetesApi:
 
     # -- our resources -----------------------------------------------------------------------------------------------
 
-    async def task(self, namespace: str, name: str) -> Object:
-        """Raises NotFound."""
-        return await called(self.custom.get_namespaced_custom_object(GROUP, VERSION, namespace, TASKS, name))
-
-    async def patch_task(self, namespace: str, name: str, change: Object) -> Object:
+    async def patch_object(self, plural: str, namespace: str, name: str, change: Object) -> Object:
         """Metadata and spec; a `resourceVersion` in it makes the API server refuse it when somebody was quicker."""
         call = self.custom.patch_namespaced_custom_object(
-            GROUP, VERSION, namespace, TASKS, name, change, _content_type=MERGE_PATCH
+            GROUP, VERSION, namespace, plural, name, change, _content_type=MERGE_PATCH
         )
         return await called(call)
 
-    async def delete_task(self, namespace: str, name: str) -> None:
-        """An absent one is fine."""
+    async def delete_task(self, task: Object) -> None:
+        """As it was seen: Conflict when it has changed since. An absent one is fine."""
+        meta = task["metadata"]
+        seen = {"preconditions": {"resourceVersion": meta["resourceVersion"]}}
+        call = self.custom.delete_namespaced_custom_object(
+            GROUP, VERSION, meta["namespace"], TASKS, meta["name"], body=seen
+        )
         try:
-            await called(self.custom.delete_namespaced_custom_object(GROUP, VERSION, namespace, TASKS, name))
+            await called(call)
         except NotFound:
             return
 
     async def objects(self, plural: str, namespaces: tuple[str, ...]) -> list[Object]:
         """All of one kind in these namespaces, or in all."""
-        if namespaces:
-            calls = [self.custom.list_namespaced_custom_object(GROUP, VERSION, one, plural) for one in namespaces]
-        else:
-            calls = [self.custom.list_cluster_custom_object(GROUP, VERSION, plural)]
-        return [item for call in calls for item in (await called(call))["items"]]
+        listing = self.custom.list_namespaced_custom_object
+        found: list[Object] = []
+        for one in namespaces:
+            found += await self._pages(listing, one, plural)
+        return found if namespaces else await self._pages(self.custom.list_cluster_custom_object, plural)
+
+    async def _pages(self, listing: Any, *about: str) -> list[Object]:
+        """A page at a time: between two of them whatever else happened is heard."""
+        found: list[Object] = []
+        more: dict[str, str] = {}
+        while True:
+            page = await called(listing(GROUP, VERSION, *about, limit=PAGE, **more))
+            found += page["items"]
+            if not page["metadata"].get("continue"):
+                return found
+            more = {"_continue": page["metadata"]["continue"]}
 
     async def task_keys(self, namespaces: tuple[str, ...]) -> list[tuple[str, str]]:
         """Namespace and name of every TrainingTask in these namespaces, or in all."""
@@ -110,7 +127,11 @@ class KubernetesApi:
 
     async def annotations(self, namespace: str) -> dict[str, str]:
         """Of a Namespace. Raises NotFound."""
-        return dict((await called(self.core.read_namespace(namespace))).metadata.annotations or {})
+
+        async def read() -> dict[str, str]:
+            return dict((await called(self.core.read_namespace(namespace))).metadata.annotations or {})
+
+        return await self._shared.read(("namespace", namespace), read)
 
     async def date(self) -> str:
         """The API server's time, as HTTP writes it."""
@@ -119,7 +140,7 @@ class KubernetesApi:
 
     async def nodes(self) -> list[Object]:
         """All GPUNodes."""
-        return list((await called(self.custom.list_cluster_custom_object(GROUP, VERSION, NODES)))["items"])
+        return await self._pages(self.custom.list_cluster_custom_object, NODES)
 
     async def node(self, name: str) -> Object:
         """A GPUNode. Raises NotFound."""
@@ -141,8 +162,12 @@ class KubernetesApi:
 
     async def secret(self, namespace: str, name: str) -> dict[str, bytes]:
         """Raises NotFound."""
-        found = await called(self.core.read_namespaced_secret(name, namespace))
-        return {key: base64.b64decode(value) for key, value in (found.data or {}).items()}
+
+        async def read() -> dict[str, bytes]:
+            found = await called(self.core.read_namespaced_secret(name, namespace))
+            return {key: base64.b64decode(value) for key, value in (found.data or {}).items()}
+
+        return await self._shared.read(("secret", namespace, name), read)
 
     async def write_secret(
         self, namespace: str, name: str, data: Mapping[str, bytes], labels: Object, *, new: bool
@@ -157,9 +182,13 @@ class KubernetesApi:
 
     async def config_map(self, namespace: str, name: str) -> dict[str, bytes]:
         """Text and binary entries alike. Raises NotFound."""
-        found = await called(self.core.read_namespaced_config_map(name, namespace))
-        text = {key: value.encode() for key, value in (found.data or {}).items()}
-        return text | {key: base64.b64decode(value) for key, value in (found.binary_data or {}).items()}
+
+        async def read() -> dict[str, bytes]:
+            found = await called(self.core.read_namespaced_config_map(name, namespace))
+            text = {key: value.encode() for key, value in (found.data or {}).items()}
+            return text | {key: base64.b64decode(value) for key, value in (found.binary_data or {}).items()}
+
+        return await self._shared.read(("config map", namespace, name), read)
 
     async def create_config_map(self, namespace: str, name: str, data: Mapping[str, str], labels: Object) -> None:
         """Raises Conflict when it is there."""

@@ -6,6 +6,7 @@ import hashlib
 import time
 
 from talkoo.client_async import AsyncClient
+from talkoo_operator.shared import Shared
 
 HOLDS_S = 5.0
 SHOWN = 16
@@ -17,13 +18,18 @@ class Chain:
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
+        self._shared = Shared()
         self._name = ""
         self._asked_at = float("-inf")
 
     async def name(self, *, fresh: bool = False) -> str:
         if fresh or time.monotonic() - self._asked_at > HOLDS_S:
-            genesis = await self._client.genesis()
-            chain_id = (await self._client.status()).chain_id
-            self._name = f"{chain_id}/{hashlib.sha256(genesis.encode()).hexdigest()[:SHOWN]}"
-            self._asked_at = time.monotonic()
+            return await self._shared.read("name", self._ask)
+        return self._name
+
+    async def _ask(self) -> str:
+        genesis = await self._client.genesis()
+        chain_id = (await self._client.status()).chain_id
+        self._name = f"{chain_id}/{hashlib.sha256(genesis.encode()).hexdigest()[:SHOWN]}"
+        self._asked_at = time.monotonic()
         return self._name

@@ -94,7 +94,7 @@ class Cleanup:
                     return False
                 kept = [each for each in meta["finalizers"] if each != FINALIZER]
                 change = {"metadata": {"finalizers": kept, "resourceVersion": meta["resourceVersion"]}}
-                await self._api.patch_task(namespace, name, change)
+                await self._api.patch_object(TASKS, namespace, name, change)
                 return True
             except NotFound:
                 return False

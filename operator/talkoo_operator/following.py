@@ -14,6 +14,7 @@ from talkoo.client_async import AsyncClient
 from talkoo.watching import concerns
 from talkoo_core.errors import TalkooError
 from talkoo_operator.queue import Key
+from talkoo_operator.shared import Shared
 from talkoo_operator.status import Progress
 from talkoo_operator.wire import progress_of
 
@@ -22,6 +23,9 @@ MAX_STREAMS = 64
 """Tasks whose nodes' progress is followed at once; the others show committed segments."""
 PROGRESS_EVERY_S = 2.0
 NAMES_FOR_S = 10.0
+HEAR_WITHIN_S = 10.0
+RECORDS_FOR_S = 60.0
+"""What was read of all tasks at once is good for one look at each, for so long."""
 PACE_OVER_S, PACE_AFTER_S = 60.0, 2.0
 """The pace is that of the last minute; of less than two seconds it is none."""
 RECONNECT_S = 2.0
@@ -51,8 +55,15 @@ class Pace:
 class Following:
     """Ids of tasks to keys of objects, the newest progress of each, and who is to be woken."""
 
-    def __init__(self, wake: Callable[[Key], None]) -> None:
+    def __init__(self, wake: Callable[[Key], None], shared: Shared) -> None:
         self._wake = wake
+        self._shared = shared
+        self._heard = asyncio.Event()
+        """A block was heard: no event after it is missed."""
+        self._records: dict[str, state_pb2.Task] = {}
+        self._records_at = float("-inf")
+        self._told: set[str] = set()
+        """Tasks of which an event was heard since that reading began."""
         self._keys: dict[str, Key] = {}
         self._ids: dict[Key, str] = {}
         self._progress: dict[Key, Progress] = {}
@@ -83,9 +94,26 @@ class Following:
     async def nodes(self, client: AsyncClient) -> dict[str, state_pb2.Node]:
         """All by id, some seconds old at most."""
         if time.monotonic() - self._names_at > NAMES_FOR_S:
-            self._nodes = {node.id: node for node in await client.nodes()}
+            self._nodes = {node.id: node for node in await self._shared.read("nodes", client.nodes)}
             self._names_at = time.monotonic()
         return self._nodes
+
+    async def read_all(self, client: AsyncClient) -> None:
+        """One reading for many looks that are to come, where each would ask for its own task."""
+        async with asyncio.timeout(HEAR_WITHIN_S):
+            await self._heard.wait()
+        self._records.clear()
+        self._records_at = time.monotonic()
+        self._told = set()
+        read = {task.id: task for task in await client.tasks()}
+        self._records = {task_id: task for task_id, task in read.items() if task_id not in self._told}
+
+    async def task(self, task_id: str, client: AsyncClient) -> state_pb2.Task:
+        """As the ledger has it. Raises NotFound."""
+        known = self._records.pop(task_id, None)
+        if known is not None and time.monotonic() - self._records_at < RECORDS_FOR_S:
+            return known
+        return await client.ledger.task(task_id)
 
     def occupied(self, key: Key, workers: tuple[str, ...], until: float | None) -> None:
         """Which nodes a task of this cluster works on, and until when if that is known (seconds since 1970)."""
@@ -101,8 +129,11 @@ class Following:
     async def run(self, client: AsyncClient) -> None:
         """Follow the ledger for ever. What happened before is found by looking at each object once at the start."""
         async for block in client.ledger.follow():
+            self._heard.set()
             for event in block.events:
                 for task_id in [event.subject, *(a.value for a in event.attributes if a.key == "task")]:
+                    self._records.pop(task_id, None)
+                    self._told.add(task_id)
                     key = self._keys.get(task_id)
                     if key is not None and concerns(event, task_id):
                         self._wake(key)

@@ -34,16 +34,19 @@ class Freshness:
 
     def listed(self, plural: str, objects: Iterable[Mapping[str, Any]]) -> None:
         """All of one kind, as a list has them."""
-        there = set()
+        there, newest = set(), 0
         for each in objects:
             key = (plural, str(each["metadata"]["uid"]))
             there.add(key)
             version = int(each["metadata"]["resourceVersion"])
+            newest = max(newest, version)
             if version > self._told.get(key, 0):
                 self._owed.setdefault(key, (version, self._now()))
-        for known in [key for key in {**self._told, **self._owed} if key[0] == plural and key not in there]:
-            self._told.pop(known, None)
-            self._owed.pop(known, None)
+        for known in [key for key in self._owed if key[0] == plural and key not in there]:
+            del self._owed[known]
+        # One that is newer than the whole list came after it, and the watch was quicker: it is not forgotten.
+        for known in [k for k, told in self._told.items() if k[0] == plural and k not in there and told <= newest]:
+            del self._told[known]
 
     def behind(self) -> tuple[float, str]:
         """Seconds for which the slowest watch owes something, and the kind that it watches; (0, '') if none does."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,34 @@ def task_file(task: Mapping[str, Any]) -> TaskFile:
     return made
 
 
-async def fetch_inputs(
-    api: KubernetesApi, client: AsyncClient, namespace: str, task: TaskFile, folder: Path
-) -> TaskFile:
-    """Write program and data below `folder`; the task file that comes back has its paths there.
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a TrainingTask is submitted with."""
 
-    Raises NotFound (a ConfigMap, entry or Dataset that may still come), Unavailable (a Dataset that is not ready) or
+    task: TaskFile
+    program: Mapping[str, bytes]
+    """Files by name."""
+    data_name: str
+    data: bytes
+
+    def digest(self) -> str:
+        """The same for tasks that have the same program and data."""
+        parts = [self.task.module, self.task.data_sha256, self.data_name, *(name for name in sorted(self.program))]
+        contents = [self.data, *(self.program[name] for name in sorted(self.program))]
+        whole = hashlib.sha256(repr(parts).encode())
+        for content in contents:
+            whole.update(hashlib.sha256(content).digest())
+        return whole.hexdigest()
+
+    async def lay_out(self, folder: Path) -> TaskFile:
+        """Write program and data below `folder`; the task file that comes back has its paths there."""
+        await asyncio.to_thread(_write, folder / "program", self.program)
+        await asyncio.to_thread(_write, folder / "data", {self.data_name: self.data})
+        return replace(self.task, program_path="program", data_path=f"data/{self.data_name}")
+
+
+async def fetch_inputs(api: KubernetesApi, client: AsyncClient, namespace: str, task: TaskFile) -> Inputs:
+    """Raises NotFound (a ConfigMap, entry or Dataset that may still come), Unavailable (a Dataset that is not ready) or
     InvalidInput.
     """
     program = await api.config_map(namespace, task.program_config_map)
@@ -51,9 +74,7 @@ async def fetch_inputs(
         source = task.data_config_map or task.program_config_map
         entries = await api.config_map(namespace, source) if task.data_config_map else program
         content = entry_of(entries, source, data_name)
-    await asyncio.to_thread(_write, folder / "program", {k: v for k, v in program.items() if k != data_name})
-    await asyncio.to_thread(_write, folder / "data", {data_name: content})
-    return replace(task, program_path="program", data_path=f"data/{data_name}")
+    return Inputs(task, {name: each for name, each in program.items() if name != data_name}, data_name, content)
 
 
 def entry_of(entries: Mapping[str, bytes], config_map: str, name: str) -> bytes:

@@ -42,7 +42,7 @@ class OperatorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     watch_nodes: bool = True
     """Look after GPUNodes, which are cluster-scoped: false where the operator may not."""
     resync_s: float = 60.0
-    """Every object is looked at so often, whatever the watches missed; the liveness probe goes by it."""
+    """All objects are listed so often, and what a watch did not tell is looked at; the liveness probe goes by it."""
     probe_listen: str = "0.0.0.0:8080"
     """host:port of the liveness probe."""
     log_level: str = "info"

@@ -42,6 +42,8 @@ INFER_TIMEOUT_S = 140.0
 INFER_PATIENCE_S = 30.0
 """How long a paid request is offered to a node that does not see the payment yet, or starts the model."""
 RETRY_S = 0.2
+UPLOADED_FOR_S, MAX_UPLOADED = 60.0, 1024
+"""A blob that was uploaded is taken to be there for so long, of so many."""
 MAX_INPUT_BYTES = 1 << 20
 ENDED = (state_pb2.TASK_PHASE_COMPLETED, state_pb2.TASK_PHASE_FAILED, state_pb2.TASK_PHASE_CANCELLED)
 
@@ -68,6 +70,8 @@ class AsyncClient:
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
         self._ledger: LedgerClient | None = None
+        self._uploaded: dict[str, float] = {}
+        """When, by hash."""
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -307,17 +311,24 @@ class AsyncClient:
         answer = await translated(self.stub.CountFlops(request, timeout=COUNT_TIMEOUT_S))
         return int(answer.flops_per_sample)
 
-    async def create_task(self, prepared: Prepared, record: Callable[[bytes], Awaitable[None]] | None = None) -> str:
+    async def create_task(
+        self,
+        prepared: Prepared,
+        record: Callable[[bytes], Awaitable[None]] | None = None,
+        account: state_pb2.Account | None = None,
+    ) -> str:
         """Upload, pay into escrow, and wait until the task stands on the ledger; returns its id.
 
-        `record` gets the signed transaction before it is sent (`LedgerClient.submit`).
+        `record` gets the signed transaction before it is sent (`LedgerClient.submit`). `account`: the client's own, if
+        it was just read.
         Raises InsufficientFunds before anything is uploaded when the account or the budget is too small.
         """
         params = await self.params()
-        try:
-            account = await self.account()
-        except NotFound:
-            account = state_pb2.Account(address=self.address)
+        if account is None:
+            try:
+                account = await self.account()
+            except NotFound:
+                account = state_pb2.Account(address=self.address)
         check_means(prepared, account.balance_utlk, account.label or account.address, params)
         with task_trace(self.profile.home, prepared.spec.name) as memo:
             await self._upload(prepared.code, prepared.spec.code.sha256)
@@ -326,8 +337,15 @@ class AsyncClient:
             return str((await self.send(message, memo, record)).born_id)
 
     async def _upload(self, content: bytes | Path, wanted: str) -> None:
+        """Unless this client has done so a moment ago: the same program often has many tasks."""
+        now = asyncio.get_running_loop().time()
+        if now - self._uploaded.get(wanted, float("-inf")) < UPLOADED_FOR_S:
+            return
         if await self.put_blob(content) != wanted:
             raise Corrupt(f"{content if isinstance(content, Path) else 'the program'} changed while it was submitted")
+        if len(self._uploaded) >= MAX_UPLOADED:
+            self._uploaded.clear()
+        self._uploaded[wanted] = now
 
     async def submit(
         self, task: str | Path | Mapping[str, Any] | TaskFile, flops_per_sample: int | None = None

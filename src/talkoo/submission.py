@@ -36,7 +36,7 @@ class Prepared:
 
     spec: tx_pb2.TaskSpec
     code: bytes
-    data: Path
+    data: Path | bytes
     budget_utlk: int
 
 
@@ -69,8 +69,24 @@ async def count_here(task: TaskFile, code: bytes, data: Path) -> int:
     return await count_flops(code, data, task.module, task.config_json)
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A program that was checked and packed, and its data: what tasks that differ in numbers only have in common."""
+
+    code: bytes
+    data_name: str
+    data_sha256: str
+    data_bytes: int
+
+
 async def prepare(task: TaskFile, folder: Path, count: Count = count_here) -> Prepared:
     """Check and pack a task whose paths are relative to `folder`."""
+    packed, data = await pack(task, folder)
+    return prepared_of(task, packed, data, await count(task, packed.code, data))
+
+
+async def pack(task: TaskFile, folder: Path) -> tuple[Packed, Path]:
+    """The program as it will be sent, and where the data lies."""
     if not task.data_path:
         raise InvalidInput("spec.data.path is missing: a Dataset is found on a cluster only; name the file here")
     program = (folder / task.program_path).resolve()
@@ -89,14 +105,18 @@ async def prepare(task: TaskFile, folder: Path, count: Count = count_here) -> Pr
             code="data_hash",
         )
     code = await asyncio.to_thread(pack_folder, program, frozenset({data}))
-    flops_per_sample = await count(task, code, data)
+    return Packed(code, data.name, sha256, size), data
+
+
+def prepared_of(task: TaskFile, packed: Packed, data: Path | bytes, flops_per_sample: int) -> Prepared:
+    """A task of which everything is known. `data`: what `packed` says of it was found there."""
     spec = tx_pb2.TaskSpec(
         name=task.name,
         mode=task.mode,
-        code=tx_pb2.BlobRef(sha256=hashlib.sha256(code).hexdigest(), size_bytes=len(code)),
+        code=tx_pb2.BlobRef(sha256=hashlib.sha256(packed.code).hexdigest(), size_bytes=len(packed.code)),
         module=task.module,
-        data=tx_pb2.BlobRef(sha256=sha256, size_bytes=size),
-        data_name=data.name,
+        data=tx_pb2.BlobRef(sha256=packed.data_sha256, size_bytes=packed.data_bytes),
+        data_name=packed.data_name,
         config_json=task.config_json,
         optimizer=tx_pb2.Optimizer(name=task.optimizer, options_json=task.optimizer_options_json),
         global_batch=task.global_batch,
@@ -114,7 +134,7 @@ async def prepare(task: TaskFile, folder: Path, count: Count = count_here) -> Pr
         licence=task.licence,
         request_price_utlk=task.request_price_utlk,
     )
-    return Prepared(spec=spec, code=code, data=data, budget_utlk=task.budget_utlk)
+    return Prepared(spec=spec, code=packed.code, data=data, budget_utlk=task.budget_utlk)
 
 
 def has_torch() -> bool:

@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import Message
 from talkoo_api.ledger.v1 import service_pb2, state_pb2
 
-from talkoo_core.errors import Conflict, Exhausted, TalkooError, Unavailable, error_of
+from talkoo_core.errors import Conflict, Exhausted, Unavailable, error_of
 from talkoo_core.signing import PrivateKey
 from talkoo_runtime.grpc_client import raise_from_rpc
 from talkoo_runtime.keys import address_of
@@ -41,7 +41,10 @@ class LedgerClient:
         self._stub = stub
         self._key = key
         self._nonce: int | None = None
-        self._lock = asyncio.Lock()
+        """Of the next transaction; None: to be read from the ledger."""
+        self._signing, self._sending = asyncio.Lock(), asyncio.Lock()
+        """Taken one within the other, so that transactions are sent in the order of their nonces; one is signed and
+        recorded while the one before it is sent."""
         self._params: state_pb2.Params | None = None
         self._chain_id = ""
 
@@ -70,25 +73,29 @@ class LedgerClient:
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         for _ in range(MAX_NONCE_ATTEMPTS):
-            async with self._lock:
-                signed = await self._sign_next(message, memo, deadline)
+            async with self._signing:
+                signed, nonce = await self._sign_next(message, memo, deadline)
                 if record is not None:
                     await record(signed)
-                try:
-                    await self._broadcast(signed, deadline)
-                except Conflict as error:
-                    if not error.code.startswith("nonce"):
-                        raise
-                    self._nonce = None
-                    mine = await self._final_result(transaction_hash(signed))
-                    if mine is None:
-                        continue
-                    return _checked(mine)
-                except TalkooError:
-                    self._nonce = None
+                if self._nonce == nonce:  # unless one before it was refused meanwhile
+                    self._nonce = nonce + 1
+                await self._sending.acquire()
+            try:
+                await self._broadcast(signed, deadline)
+            except Conflict as error:
+                if not error.code.startswith("nonce"):
+                    self._nonce = nonce if self._nonce == nonce + 1 else None  # it is free again
                     raise
-                assert self._nonce is not None
-                self._nonce += 1
+                self._nonce = None
+                mine = await self._final_result(transaction_hash(signed))
+                if mine is None:
+                    continue
+                return _checked(mine)
+            except BaseException:
+                self._nonce = None
+                raise
+            finally:
+                self._sending.release()
             if not wait:
                 return service_pb2.TxResult(hash=transaction_hash(signed))
             return _checked(await self.wait_tx(transaction_hash(signed), deadline=deadline, resend=signed))
@@ -208,7 +215,7 @@ class LedgerClient:
             await asyncio.sleep(pause)
             pause = min(pause * 2, RECONNECT_MAX_S)
 
-    async def _sign_next(self, message: Message, memo: str, deadline: float) -> bytes:
+    async def _sign_next(self, message: Message, memo: str, deadline: float) -> tuple[bytes, int]:
         assert self._key is not None, "this client only reads"
         while not self._chain_id or self._nonce is None:
             try:
@@ -216,8 +223,10 @@ class LedgerClient:
                 self._nonce = (await self.account(self.address)).nonce
             except Unavailable:
                 await _pause_until(deadline)
+        nonce = self._nonce
+        assert nonce is not None
         fee = (await self.params()).min_fee_utlk
-        return sign_transaction(self._key, self._chain_id, self._nonce, fee, message, memo)
+        return sign_transaction(self._key, self._chain_id, nonce, fee, message, memo), nonce
 
     async def _broadcast(self, signed: bytes, deadline: float) -> None:
         while True:

@@ -26,7 +26,7 @@ def main() -> None:
     assert point in POINTS, f"the points are {', '.join(POINTS)}"
     sign, broadcast, wait = LedgerClient._sign_next, LedgerClient._broadcast, LedgerClient.wait_tx
 
-    async def dying_sign(self: LedgerClient, *given: Any, **named: Any) -> bytes:
+    async def dying_sign(self: LedgerClient, *given: Any, **named: Any) -> tuple[bytes, int]:
         signed = await sign(self, *given, **named)
         if point == "before-record":
             _die()

@@ -107,6 +107,12 @@ class LocalFederation:
         self._process = None
 
     @property
+    def pid(self) -> int:
+        """Of the process whose children the services are."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def gateway(self) -> str:
         return f"127.0.0.1:{self.plan.organizations[0].gateway_port}"
 

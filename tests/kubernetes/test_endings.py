@@ -199,3 +199,14 @@ def test_what_is_deleted_is_owed_no_more() -> None:
     freshness.told("tasks", thing("a", 7)["metadata"], gone=True)
     freshness.listed("tasks", [])
     assert freshness.behind() == (0.0, "")
+
+
+def test_an_object_that_is_newer_than_a_list_is_not_forgotten_for_it_and_owed_by_the_next() -> None:
+    now = [100.0]
+    freshness = Freshness(lambda: now[0])
+    freshness.told("tasks", thing("new", 12)["metadata"])
+    freshness.listed("tasks", [thing("a", 10)])  # the list was made before, and took its time
+    freshness.told("tasks", thing("a", 10)["metadata"])
+    freshness.listed("tasks", [thing("a", 10), thing("new", 12)])
+    now[0] = 200.0
+    assert freshness.behind() == (0.0, "")

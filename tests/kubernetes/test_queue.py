@@ -8,7 +8,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from talkoo_operator import queue as module
-from talkoo_operator.queue import Key, WorkQueue
+from talkoo_operator.queue import FAIR_EVERY, Key, Lane, WorkQueue
 
 from talkoo_core.errors import Unavailable
 
@@ -120,3 +120,79 @@ async def test_a_forgotten_object_is_not_looked_at_again() -> None:
         queue.forget(A)
         await asyncio.sleep(0.06)
         assert looks == [A]
+
+
+async def order_of(wakes: list[tuple[Key, Lane]]) -> list[Key]:
+    """In which order one worker looks at keys that wait together."""
+    looks: list[Key] = []
+
+    async def work(key: Key) -> None:
+        looks.append(key)
+
+    queue = WorkQueue(work, "TrainingTask")
+    for key, lane in wakes:
+        queue.wake(key, lane)
+    serving = asyncio.create_task(queue.run(1))
+    await until(lambda: len(queue) == 0)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    return looks
+
+
+async def test_news_overtake_new_objects_and_these_what_is_looked_at_now_and_then() -> None:
+    wakes = [(("d", "routine"), Lane.ROUTINE), (("d", "new"), Lane.NEW), (("d", "news"), Lane.NEWS)]
+    assert [name for _, name in await order_of(wakes)] == ["news", "new", "routine"]
+
+
+async def test_a_key_that_waits_goes_over_to_the_more_urgent_lane_and_never_back() -> None:
+    wakes = [(B, Lane.NEW), (A, Lane.ROUTINE), (A, Lane.NEWS), (A, Lane.ROUTINE)]
+    assert await order_of(wakes) == [A, B], "and each is looked at once"
+
+
+async def test_the_least_urgent_has_its_turn_however_much_happens() -> None:
+    wakes = [(("d", "routine"), Lane.ROUTINE), *((("d", f"news-{n}"), Lane.NEWS) for n in range(50))]
+    assert (await order_of(wakes)).index(("d", "routine")) < FAIR_EVERY
+
+
+async def test_nothing_else_waits_for_workers_that_are_busy_with_new_objects() -> None:
+    gate, looks = asyncio.Event(), list[Key]()
+
+    async def work(key: Key) -> None:
+        looks.append(key)
+        if key != A:
+            await gate.wait()
+
+    queue = WorkQueue(work, "TrainingTask")
+    serving = asyncio.create_task(queue.run(2, for_known=1))
+    for n in range(5):
+        queue.wake(("d", f"new-{n}"), Lane.NEW)
+    await until(lambda: len(looks) == 2)
+    queue.wake(A)
+    await until(lambda: A in looks)
+    queue.wake(A, Lane.ROUTINE)
+    await until(lambda: looks.count(A) == 2)
+    assert len(looks) == 4, "new ones wait for the other workers"
+    gate.set()
+    await until(lambda: len(queue) == 0)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_a_look_whose_time_has_come_is_overtaken_by_news() -> None:
+    looks, gate = list[Key](), asyncio.Event()
+
+    async def work(key: Key) -> float | None:
+        looks.append(key)
+        if key == ("d", "long"):
+            await gate.wait()
+        return 0.01 if looks == [A] else None
+
+    async with running(work, workers=1) as queue:
+        queue.wake(A)
+        await until(lambda: looks == [A])
+        queue.wake(("d", "long"))
+        await until(lambda: len(looks) == 2 and not queue._timers)  # A's time has come while the worker is busy
+        queue.wake(B)
+        gate.set()
+        await until(lambda: len(queue) == 0)
+        assert looks == [A, ("d", "long"), B, A]

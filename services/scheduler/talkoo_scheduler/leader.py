@@ -18,26 +18,18 @@ from talkoo_runtime.etcd import EtcdStore
 from talkoo_runtime.ledger_client import LedgerClient
 from talkoo_runtime.telemetry import span
 from talkoo_scheduler.keys import Keys, StoredDecision, StoredReason, StoredReport, explanation_of
+from talkoo_scheduler.market import Decisions, Demands, Waits, market_of
 from talkoo_scheduler.metrics import DECISION_SECONDS, LEADER, PLACED, REFUSED, WaitingTasks
-from talkoo_scheduler.policy import Candidate, Decision, Demand, decide, queue_order, waits_for
-from talkoo_scheduler.view import (
-    ENDED,
-    candidates_for,
-    demand_of,
-    needs_placement,
-    phase_sentence,
-    place_message,
-    rules_of,
-    running_on,
-    shards_by_owner,
-    stake_in_use,
-)
+from talkoo_scheduler.policy import Candidate, Decision, waits_for
+from talkoo_scheduler.view import ENDED, needs_placement, phase_sentence, place_message, rules_of
 
 log = logging.getLogger(__name__)
 TICK_S = 0.5
 SUBMIT_TIMEOUT_S = 10.0
 REFUSED_BY_LEDGER = "refused_by_ledger"
 """Why a task waits whose placement was decided, in the metric beside the policy's own reasons."""
+WORDS_AT_ONCE = 64
+"""Written to etcd side by side."""
 REFUSED_FIRST_S = 1.0
 REFUSED_MAX_S = 30.0
 """A refused placement costs its fee: the same task is tried again after pauses that double up to this."""
@@ -49,6 +41,8 @@ class Desk:
     def __init__(self, ledger: LedgerClient) -> None:
         self.tasks: dict[str, state_pb2.Task] = {}
         self.height = 0
+        self.shards_changed = 0
+        """Counts up whenever a task that holds shards, or held some, was read anew."""
         self.changed = asyncio.Event()
         self._ledger = ledger
 
@@ -58,6 +52,7 @@ class Desk:
         tasks = await self._ledger.list("tasks", state_pb2.Task)
         # A second reading replaces the first: what ended while nobody followed is gone.
         self.tasks = {task.id: task for task in tasks if task.phase not in ENDED}
+        self.shards_changed += 1
         self.changed.set()
         async for block in self._ledger.follow(self.height + 1):
             await self._take(block)
@@ -73,6 +68,9 @@ class Desk:
     async def look_again(self, task_id: str) -> None:
         """Read one task anew; one that has ended is not kept."""
         task = await self._ledger.task(task_id)
+        known = self.tasks.get(task_id)
+        if task.shards or (known is not None and known.shards):
+            self.shards_changed += 1
         if task.phase in ENDED:
             self.tasks.pop(task_id, None)
         else:
@@ -104,6 +102,7 @@ class Leader:
         self._said: dict[str, str] = {}
         self._pauses: dict[str, Pause] = {}
         self._waiting = WaitingTasks()
+        self._demands, self._waits = Demands(), Waits()
 
     async def lead(self, lost: asyncio.Event) -> None:
         """Until the leadership is lost. Raises Unavailable when etcd or the ledger cannot be reached."""
@@ -112,6 +111,7 @@ class Leader:
         # Empty: another leader may have said something else since, and its ended tasks are to be forgotten too.
         self._said = dict.fromkeys((key.removeprefix(self._keys.decisions) for key in said), "")
         self._pauses.clear()
+        self._waits.forget()
         LEADER.set(1)
         try:
             while not lost.is_set():
@@ -141,30 +141,53 @@ class Leader:
         self._waiting.keep(left)
         if not left:
             return
-        rules = rules_of(params)
         nodes = await self._ledger.list("nodes", state_pb2.Node)
         offers = await read_offers(self._store, self._keys)
-        queue = self._queue(left)
-        while queue and not lost.is_set():
-            demand = queue.pop(0)
-            task = left.pop(demand.task_id)
+
+        def decisions() -> Decisions:
             live = list(desk.tasks.values())
-            used = stake_in_use(live, task.id, rules)
-            # One that stands still holds no slot by its record; an agent that still works on it says so in its offer.
-            running = running_on(t for t in live if not needs_placement(t, desk.height, params.stall_blocks))
-            candidates = candidates_for(task, nodes, offers, used, running, self._passed_over)
+            market = market_of(
+                nodes, offers, live, self._passed_over, rules_of(params), desk.height, params.stall_blocks
+            )
+            self._waits.enter(market)
+            return Decisions(market)
+
+        made, made_at = decisions(), desk.shards_changed
+        if all(self._waits.knows(task) for task in left.values()):
+            return
+        queue = self._demands.queue(left.values(), desk.tasks.values())
+        found: list[tuple[state_pb2.Task, Decision]] = []
+        while queue and not lost.is_set():
+            demand = queue.popleft()
+            task = left.pop(demand.task_id)
+            if made_at != desk.shards_changed or len(found) >= WORDS_AT_ONCE:
+                await self._say_waits(found)
+            if made_at != desk.shards_changed:
+                made, made_at = decisions(), desk.shards_changed
+            if self._waits.knows(task):
+                continue
             began = time.monotonic()
-            decision = decide(demand, candidates, rules, desk.height)
+            decision, candidates = made.about(task, demand)
             DECISION_SECONDS.observe(time.monotonic() - began)
             if not decision.shards:
                 self._waiting.waits(task.id, waits_for(decision))
-                await self._say(task, decision.reason, decision)
-            elif self._may_try(task) and await self._place(task, decision, candidates):
-                queue = self._queue(left)
+                found.append((task, decision))
+            elif self._may_try(task):
+                await self._say_waits(found)
+                if await self._place(task, decision, candidates):
+                    made, made_at = decisions(), desk.shards_changed
+                    queue = self._demands.queue(left.values(), desk.tasks.values())
+        await self._say_waits(found)
 
-    def _queue(self, tasks: dict[str, state_pb2.Task]) -> list[Demand]:
-        held = shards_by_owner(self._desk.tasks.values())
-        return queue_order([demand_of(task, held) for task in tasks.values()])
+    async def _say_waits(self, found: list[tuple[state_pb2.Task, Decision]]) -> None:
+        """Side by side, as etcd writes many words as fast as one; `found` is empty then."""
+        said = await asyncio.gather(*(self._say(t, d.reason, d) for t, d in found), return_exceptions=True)
+        for failure in said:
+            if isinstance(failure, BaseException):
+                raise failure
+        for task, _ in found:
+            self._waits.add(task)
+        found.clear()
 
     async def _forget_ended(self) -> None:
         """Drop what was said and reported of ended tasks, so that neither memory nor etcd grows with history."""
@@ -174,6 +197,8 @@ class Leader:
             await self._store.delete(self._keys.decision(task_id))
             await self._store.delete(self._keys.report(task_id))
             del self._said[task_id]
+        self._demands.keep(self._desk.tasks)
+        self._waits.keep(self._desk.tasks)
         self._pauses = {task_id: pause for task_id, pause in self._pauses.items() if task_id in self._desk.tasks}
 
     def _may_try(self, task: state_pb2.Task) -> bool:
@@ -289,8 +314,9 @@ async def explain(
         found.summary = "waits: no scheduler leads at the moment; a new one is elected within seconds"
     if not sentence and shares_with:
         found.summary += f"; that is what this cluster knows, {', '.join(shares_with)} knows more and may place it"
-    report = await store.get(keys.report(task_id))
-    if report is not None and task.phase not in ENDED:
+    # Before its first placement no node can have reported anything.
+    report = await store.get(keys.report(task_id)) if task.attempt and task.phase not in ENDED else None
+    if report is not None:
         last = msgspec.json.decode(report.data, type=StoredReport)
         found.summary += f"; last trouble, attempt {last.attempt}: {last.node}: {last.kind}: {last.message}"
     return found
