@@ -275,9 +275,10 @@ async def measure(cluster: Cluster, federation: LocalFederation, folder: Path, a
             say(answer)
             answer["resync"] = await measure_resync(api, bed, arguments.objects)
             say(answer)
-            kubernetes = KubernetesApi()
-            kubernetes.client, kubernetes.custom = core, api
-            answer["heartbeats"] = await measure_heartbeats(kubernetes, cluster, arguments.nodes)
+            if arguments.nodes:
+                kubernetes = KubernetesApi()
+                kubernetes.client, kubernetes.custom = core, api
+                answer["heartbeats"] = await measure_heartbeats(kubernetes, cluster, arguments.nodes)
         finally:
             following.cancel()
             bed.stop_operators()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -21,6 +22,9 @@ from talkoo_runtime.logs import setup_logging
 from talkoo_runtime.process_metrics import watch_process
 from talkoo_runtime.settings import load_settings
 
+COLLECT_EVERY = 50_000
+"""New objects until Python looks for cycles: thousands of TrainingTasks live long, and each look goes through all."""
+
 
 async def _main(settings: OperatorSettings) -> None:
     async with Probe(settings.probe_listen, settings.resync_s) as probe:
@@ -36,6 +40,7 @@ def main() -> int:
         settings = load_settings(OperatorSettings, parser.parse_args().settings, os.environ)
         setup_logging(settings.name, settings.log_level)
         watch_process(settings.metrics_listen, settings.certificate)
+        gc.set_threshold(COLLECT_EVERY)
         uvloop.run(_main(settings))
     except TalkooError as error:
         logging.getLogger(__name__).error("%s", error)

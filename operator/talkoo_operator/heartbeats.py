@@ -21,8 +21,8 @@ LOOK_S = 15.0
 
 
 PACE_STEP_S, SLOWEST_PACE_S = 10, 300
-BEATS_PER_S = 10
-"""Of all nodes together: one costs the API server some 4 ms, and all are to take less than a twentieth of a core."""
+BEATS_PER_S = 7
+"""Of all nodes together: one costs the API server 4 to 6 ms, and all are to take less than a twentieth of a core."""
 
 
 def pace_s(nodes: int) -> int:

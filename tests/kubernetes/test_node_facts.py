@@ -190,7 +190,7 @@ def test_the_reason_of_an_administrator_comes_before_the_cordon() -> None:
     assert drain_reason({"unschedulable": True, "reason": "new fans"}, cordoned=True) == "new fans"
 
 
-@pytest.mark.parametrize(("nodes", "pace"), [(0, 10), (1, 10), (100, 10), (101, 20), (1000, 100), (3000, 300)])
+@pytest.mark.parametrize(("nodes", "pace"), [(0, 10), (1, 10), (70, 10), (71, 20), (1000, 150), (2100, 300)])
 def test_many_nodes_beat_less_often(nodes: int, pace: int) -> None:
     assert pace_s(nodes) == pace
     assert nodes / pace <= BEATS_PER_S
