@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import Store, _create_work_from_future  # torch.distributed does not say it has them
+from torch._C import _distributed_c10d as c10d
+from torch._C._distributed_c10d import Store  # torch.distributed has it without saying so
 from torch.futures import Future
 
 NAME = "star"
@@ -30,11 +31,13 @@ class StarGroup(dist.ProcessGroup):
     """
 
     def __init__(self, store: Store, rank: int, size: int, timeout: timedelta) -> None:
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # type: ignore[call-arg]  # torch declares one of two
         self._store, self._rank, self._size, self._timeout = store, rank, size, timeout
         self._number = 0
 
-    def allreduce(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:
+    def allreduce(  # type: ignore[override]  # C++ calls it in this way only; torch declares more
+        self, tensors: Sequence[Tensor], opts: Any = None
+    ) -> dist.Work:
         """In place. Raises TypeError for anything but a sum of integers."""
         (tensor,) = tensors
         if tensor.dtype not in DTYPES or (opts is not None and opts.reduceOp != dist.ReduceOp.SUM):
@@ -51,7 +54,9 @@ class StarGroup(dist.ProcessGroup):
             tensor.copy_(self._take(number, 0, tensor, readers=self._size - 1))
         return _done([tensor])
 
-    def broadcast(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:
+    def broadcast(  # type: ignore[override]
+        self, tensors: Sequence[Tensor], opts: Any = None
+    ) -> dist.Work:
         (tensor,) = tensors
         root, number = (0 if opts is None else int(opts.rootRank)), self._next()
         if self._rank == root:
@@ -60,7 +65,9 @@ class StarGroup(dist.ProcessGroup):
             tensor.copy_(self._take(number, root, tensor, readers=self._size - 1))
         return _done([tensor])
 
-    def allgather(self, output: Sequence[Sequence[Tensor]], tensors: Sequence[Tensor], _: Any = None) -> dist.Work:
+    def allgather(  # type: ignore[override]
+        self, output: Sequence[Sequence[Tensor]], tensors: Sequence[Tensor], _: Any = None
+    ) -> dist.Work:
         (tensor,), (found,), number = tensors, output, self._next()
         self._give(number, self._rank, tensor)
         for rank, target in enumerate(found):
@@ -81,8 +88,8 @@ class StarGroup(dist.ProcessGroup):
     def _give(self, number: int, rank: int, tensor: Tensor) -> None:
         data = _bytes_of(tensor)
         for chunk in range(_chunks(len(data))):
-            part = data[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
-            self._store.set(_key(number, rank, chunk), part.tobytes())
+            part = data[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES].tobytes()
+            self._store.set(_key(number, rank, chunk), part)  # type: ignore[arg-type]  # it takes bytes, too
 
     def _take(self, number: int, rank: int, like: Tensor, readers: int) -> Tensor:
         """What `rank` gave; the last of so many readers takes it off the store."""
@@ -115,12 +122,13 @@ def register() -> None:
 def _done(result: list[Tensor]) -> dist.Work:
     future: Future[list[Tensor]] = Future()
     future.set_result(result)
-    return _create_work_from_future(future)
+    work: dist.Work = c10d._create_work_from_future(future)  # type: ignore[attr-defined]
+    return work
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
 
 
 def _chunks(size: int) -> int:
