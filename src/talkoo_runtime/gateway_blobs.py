@@ -22,7 +22,7 @@ from talkoo_core.errors import Corrupt, Exhausted, NotFound, PermissionDenied, T
 from talkoo_runtime import blobs
 from talkoo_runtime.blobs import CHUNK_BYTES, MAX_GATEWAY_BLOB_BYTES, SHA256_KEY
 from talkoo_runtime.disk import full_disk_is_exhausted
-from talkoo_runtime.grpc_client import error_from_rpc, service_channel
+from talkoo_runtime.grpc_client import drop_closed_channels, error_from_rpc, service_channel
 from talkoo_runtime.service_settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -183,6 +183,7 @@ class GatewayBlobStore:
                 if now() - began + pause_s > self._patience_s.get(trouble.code, 0.0):
                     raise trouble from error
             log.info("%s; again in %.1f s", trouble.message, pause_s)
+            drop_closed_channels()
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, RETRY_MAX_S)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ import grpc.aio
 from talkoo_runtime.grpc_errors import error_from_rpc, raise_from_rpc
 from talkoo_runtime.service_settings import ServiceSettings
 
-__all__ = ["error_from_rpc", "files_seen", "member_channel", "open_channel", "raise_from_rpc", "service_channel"]
+__all__ = [
+    "drop_closed_channels",
+    "error_from_rpc",
+    "files_seen",
+    "member_channel",
+    "open_channel",
+    "raise_from_rpc",
+    "service_channel",
+]
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 KEEPALIVE_MS = 10_000
@@ -48,6 +57,15 @@ def open_channel(target: str, certificate: Path, private_key: Path, trust_bundle
 def service_channel(settings: ServiceSettings, target: str) -> grpc.aio.Channel:
     """A channel of a service to another one."""
     return open_channel(target, Path(settings.certificate), Path(settings.private_key), Path(settings.trust_bundle))
+
+
+def drop_closed_channels() -> None:
+    """For whoever dials again and again: let go of channels that were closed after their calls failed.
+
+    gRPC's objects of a failed call refer to each other, and until Python's cycle collector finds them their channel
+    goes on dialling, closed or not: a process that collects seldom would dial ever more. Old objects are not looked at.
+    """
+    gc.collect(1)
 
 
 def files_seen(settings: ServiceSettings) -> tuple[int, ...]:

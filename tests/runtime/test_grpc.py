@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ from talkoo_core.errors import (
     TalkooError,
     Unavailable,
 )
-from talkoo_runtime.grpc_client import error_from_rpc, service_channel
+from talkoo_runtime.grpc_client import RECONNECT_MAX_MS, drop_closed_channels, error_from_rpc, service_channel
 from talkoo_runtime.grpc_server import make_server, start_server
 from talkoo_runtime.identity import Identity, identity_of, parse_identity, require
 from talkoo_runtime.metrics import serve_metrics
@@ -142,6 +145,52 @@ async def test_a_stranger_s_certificate_is_refused(served: Any, town: Any) -> No
     with pytest.raises(Unavailable):
         await ask(town.settings(town.stranger, "ledger", "stranger-ledger"), settings.listen)
     assert answers.seen is None
+
+
+async def test_who_is_refused_and_dials_again_and_again_leaves_nothing_that_dials(served: Any, town: Any) -> None:
+    _, settings = served
+    stranger = town.settings(town.stranger, "ledger", "stranger-ledger")
+    host, _, port = settings.listen.rpartition(":")
+    dialled = 0
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal dialled
+        dialled += 1
+        behind_reader, behind_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(_copy(reader, behind_writer), _copy(behind_reader, writer))
+
+    async def dial() -> None:
+        async with service_channel(stranger, f"{host}:{door.sockets[0].getsockname()[1]}") as channel:
+            call = channel.stream_stream("/talkoo_api.ledger.v1.Consensus/Exchange")(say_and_wait())
+            with pytest.raises(grpc.aio.AioRpcError):
+                await asyncio.wait_for(anext(aiter(call)), 5)
+
+    async def say_and_wait() -> AsyncIterator[bytes]:
+        yield b""
+        await over.wait()
+
+    over = asyncio.Event()
+    gc.disable()  # as in a process that looks for cycles seldom
+    try:
+        async with await asyncio.start_server(pass_on, host, 0) as door:
+            for _ in range(20):
+                await dial()
+                drop_closed_channels()
+            before = dialled
+            await asyncio.sleep(1.5 * RECONNECT_MAX_MS / 1000)  # nothing is to happen
+            assert before >= 20
+            assert dialled == before
+    finally:
+        over.set()
+        gc.enable()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
 
 
 async def test_a_peer_without_a_certificate_is_refused(served: Any) -> None:

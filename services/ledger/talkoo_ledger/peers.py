@@ -26,7 +26,7 @@ from talkoo_ledger.asks import Asks
 from talkoo_ledger.settings import LedgerSettings
 from talkoo_ledger.streams import Stream, unbundled
 from talkoo_runtime.clock import Clock
-from talkoo_runtime.grpc_client import error_from_rpc, member_channel
+from talkoo_runtime.grpc_client import drop_closed_channels, error_from_rpc, member_channel
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class Mesh:
                     endpoint = self.book.choose(name, self._clock.now_ns())
                     if endpoint is not None and len(self._dialing) < DIALS_AT_ONCE:
                         self._dialing.add(name)
-                        dials.create_task(self._dial(name, endpoint))
+                        dials.create_task(self._dial_once(name, endpoint))
                 if self.book.dirty and loop.time() - saved_s >= SAVE_EVERY_S:
                     saved_s = loop.time()
                     await self._save()
@@ -173,6 +173,10 @@ class Mesh:
                     asked_s = loop.time()
                     self.ask_addresses(random.choice(list(self.streams.values())))  # noqa: S311
                 await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _dial_once(self, organization: str, endpoint: str) -> None:
+        await self._dial(organization, endpoint)
+        drop_closed_channels()  # only now does nothing of ours refer to it
 
     async def _dial(self, organization: str, endpoint: str) -> None:
         """One attempt, and the stream if it comes to one."""

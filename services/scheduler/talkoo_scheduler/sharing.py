@@ -15,7 +15,7 @@ from talkoo_api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 
 from talkoo_core.errors import TalkooError
 from talkoo_runtime.etcd import EtcdStore
-from talkoo_runtime.grpc_client import raise_from_rpc, service_channel
+from talkoo_runtime.grpc_client import drop_closed_channels, raise_from_rpc, service_channel
 from talkoo_runtime.supervision import Background
 from talkoo_scheduler.keys import Keys
 from talkoo_scheduler.leader import read_own_offers
@@ -71,6 +71,7 @@ class Sharing:
                 if trouble != error.message:
                     log.warning("offers cannot be shared with %s: %s", endpoint, error.message)
                 trouble = error.message
+            drop_closed_channels()
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, REDIAL_MAX_S)
 
