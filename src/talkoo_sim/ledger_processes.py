@@ -180,6 +180,14 @@ class Ledgers:
 
             await self.eventually(there, f"{name} decides block {height}")
 
+    async def height(self, name: str) -> int:
+        """As soon as the node says it."""
+
+        async def said() -> service_pb2.Status:
+            return await self.client(name).status()
+
+        return int((await self.eventually(said, f"{name} says its height")).height)
+
     async def blocks(self, name: str) -> list[service_pb2.RawBlock]:
         """Every block of a node, with results."""
         stub = service_pb2_grpc.LedgerStub(self.channel(name))  # type: ignore[no-untyped-call]

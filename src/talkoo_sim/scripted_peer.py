@@ -62,7 +62,7 @@ class ScriptedPeer:
         stub = service_pb2_grpc.ConsensusStub(channel)  # type: ignore[no-untyped-call]  # generated
         telling = asyncio.create_task(self._tell())
         try:
-            async for together in stub.Exchange(self._speech()):
+            async for together in stub.Exchange(self._speech(), wait_for_ready=True):
                 for message in unbundled(together):
                     self._hear(message)
             self.ended = "closed"

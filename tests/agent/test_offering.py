@@ -10,7 +10,7 @@ import pytest
 from talkoo_agent import offering
 from talkoo_agent.devices import find_device
 from talkoo_agent.node import Node
-from talkoo_agent.offering import REGISTERED_AS_IS, register
+from talkoo_agent.offering import REGISTERED, register
 from talkoo_agent.settings import AgentSettings
 from talkoo_agent.trainer_messages import Measured
 from talkoo_agent.wire import offer_of
@@ -37,7 +37,7 @@ class StandInLedger:
 
     async def submit(self, message: tx_pb2.RegisterNode) -> None:
         self.sent.append(message)
-        fields = {name: getattr(message, name) for name in (*REGISTERED_AS_IS, "organization", "speed_flops")}
+        fields = {name: getattr(message, name) for name in (*REGISTERED, "organization", "speed_flops")}
         self.known = state_pb2.Node(id=address_of(KEY), stake_utlk=message.stake_utlk, **fields)
 
 

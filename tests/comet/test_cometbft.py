@@ -193,7 +193,7 @@ async def test_a_node_goes_on_when_its_cometbft_or_itself_is_killed(federation: 
         await ledgers.client(victim, "bob").submit(tx_pb2.Transfer(to=address("alice"), amount_utlk=1), timeout_s=60)
     for name in ledgers.names:
         assert {result.code for result in await final(ledgers, name, sent)} == {0}
-    height = min([(await ledgers.client(name).status()).height for name in ledgers.names])
+    height = min([(await ledgers.height(name)) for name in ledgers.names])
     chains = [[raw for raw in await ledgers.blocks(name) if raw.height <= height] for name in ledgers.names]
     assert all([raw.block for raw in chain] == [raw.block for raw in chains[0]] for chain in chains)
     replayed(ledgers.genesis, tmp_path / "replay", chains[0]).store.close()
@@ -221,7 +221,7 @@ async def test_a_ledger_killed_while_it_commits_a_block_is_given_what_it_lacks(f
         ledgers.launcher = ("-m", "talkoo_ledger")
         ledgers.start("west")
         assert {result.code for result in await final(ledgers, "west", txs)} == {0}
-    height = (await ledgers.client("north").status()).height
+    height = await ledgers.height("north")
     await ledgers.reach(height, "west")
     chains = [[raw.block for raw in await ledgers.blocks(name)][:height] for name in ("west", "north")]
     assert chains[0] == chains[1]
@@ -275,10 +275,6 @@ async def test_a_double_vote_that_cometbft_proves_is_punished_by_the_ledger(
     executor.store.close()
 
 
-async def height_of(ledgers: CometLedgers, name: str) -> int:
-    return (await ledgers.client(name).status()).height
-
-
 async def restored(ledgers: CometLedgers, name: str) -> None:
     """It says so a moment after it has the height."""
 
@@ -316,7 +312,7 @@ async def test_a_node_joins_by_state_sync_from_our_snapshots(federation: Federat
     ledgers.start("west")
     await ledgers.reach(16, "west")
     await restored(ledgers, "west")
-    height = (await ledgers.client("west").status()).height + 1  # of the snapshot itself it has no block
+    height = (await ledgers.height("west")) + 1  # of the snapshot itself it has no block
     await ledgers.reach(height, "west")
     theirs = {raw.height: raw.block for raw in await ledgers.blocks("north")}
     stub = service_pb2_grpc.LedgerStub(ledgers.channel("west"))  # type: ignore[no-untyped-call]
@@ -376,7 +372,7 @@ async def test_a_chain_of_our_own_engine_goes_on_under_cometbft(federation: Fede
         trust_hash=trusted["block_id"]["hash"],
         comet={"sync_rpc": [ledgers.rpc_url("north"), ledgers.rpc_url("east")]},
     )
-    height = await ledgers.eventually(lambda: height_of(ledgers, "north"), "north says its height")
+    height = await ledgers.height("north")
     await ledgers.reach(-(-height // 4) * 4 + 2, "north")
     ledgers.start("west")
     await ledgers.reach(height + 6, "west")

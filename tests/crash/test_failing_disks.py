@@ -96,7 +96,7 @@ async def test_a_node_that_starts_on_a_failing_disk_says_so(ledgers: Ledgers) ->
 async def test_writes_that_take_one_byte_at_a_time_are_finished(ledgers: Ledgers) -> None:
     ledgers.stop("west")
     start(ledgers, "west", Plan("short", "each", 1))
-    height = (await ledgers.client("north").status()).height
+    height = await ledgers.height("north")
     await ledgers.reach(height + 3, "west")
     ledgers.stop("west")
     await goes_on(ledgers, "west")

@@ -82,7 +82,7 @@ async def test_a_node_survives_whatever_the_member_says_that_it_dialled(tmp_path
             return liar.dialled >= DIALS
 
         await ledgers.eventually(dialled, "the node has dialled the liar often enough", 90)
-        height = (await ledgers.client(NODE).status()).height
+        height = await ledgers.height(NODE)
         await ledgers.reach(height + 2, NODE)
         assert "Traceback" not in ledgers.log(NODE)
     finally:

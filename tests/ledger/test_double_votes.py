@@ -80,7 +80,7 @@ async def test_a_key_that_signs_twice_is_proven_in_a_block_once_on_every_node(le
 
     async def proven() -> bool:
         """Lie once about each height; the first node hears both votes, the others one each."""
-        height = (await ledgers.client(honest[0]).status()).height + 2
+        height = (await ledgers.height(honest[0])) + 2
         votes = lie(ledgers.genesis.chain_id, validators, liar, height)
         for peer, said in zip(peers, [(votes.first, votes.second), (votes.first,), (votes.second,)], strict=True):
             for vote in said:
@@ -91,7 +91,7 @@ async def test_a_key_that_signs_twice_is_proven_in_a_block_once_on_every_node(le
     for task in speaking:
         task.cancel()
     await asyncio.gather(*speaking, return_exceptions=True)
-    height = (await ledgers.client(honest[0]).status()).height
+    height = await ledgers.height(honest[0])
     ledgers.stop(honest[2])
     ledgers.start(honest[2], liar)  # a node that starts again, and one that has to catch up, hold the same
     await ledgers.reach(height + 4)

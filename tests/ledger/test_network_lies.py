@@ -125,7 +125,7 @@ async def test_each_lie_about_blocks_is_refused_and_the_honest_member_is_found(t
             return sum(told) >= len(LIES) and f"{SILENT} did not answer about blocks" in ledgers.log("west")
 
         await ledgers.eventually(all_refused, "west has refused every lie")
-        assert (await ledgers.client("west").status()).height == 0, "nothing of it was applied"
+        assert (await ledgers.height("west")) == 0, "nothing of it was applied"
 
         guide = ScriptedPeer(GUIDE, ledgers.genesis, _guidance(ledgers), 0)
         running.append(asyncio.create_task(guide.run(ledgers.channel(GUIDE, "ledger", to="west"))))
@@ -203,7 +203,7 @@ async def test_floods_slow_nobody_down_for_long_and_fill_no_memory(tmp_path: Pat
             return all(peers[name].ended for name in ("flood-answers", "flood-names", "flood-wrong"))
 
         await ledgers.eventually(faulty_dropped, "those who send what no honest node sends are dropped")
-        height = (await ledgers.client("east").status()).height
+        height = await ledgers.height("east")
         await ledgers.reach(height + 5, *HONEST)
         assert resident_bytes(ledgers.processes["north"].pid) - before < MOST_GROWTH_BYTES
         answered = sum(m.WhichOneof("message") == "answer" for m in peers["flood-asks"].heard)

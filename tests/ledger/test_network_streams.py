@@ -80,7 +80,7 @@ async def test_one_between_two_that_only_dial_out_is_enough_and_the_other_catche
     ledgers.start()
     await ledgers.reach(2)
     ledgers.stop("east")
-    height = (await ledgers.client("north").status()).height
+    height = await ledgers.height("north")
     await ledgers.reach(height + 5, "north", *INSIDE)
     paid = await ledgers.client("west", "alice").submit(pay())
     await ledgers.reach(paid.height, "south")
@@ -89,7 +89,7 @@ async def test_one_between_two_that_only_dial_out_is_enough_and_the_other_catche
     ledgers.stop("south")
     ledgers.start("south")
     await connected(ledgers, "south", set(BETWEEN))
-    await ledgers.reach((await ledgers.client("north").status()).height + 2)
+    await ledgers.reach((await ledgers.height("north")) + 2)
 
 
 async def test_blocks_are_fetched_from_members_that_only_dial_out(ledgers: Any) -> None:
@@ -125,7 +125,7 @@ async def test_one_seed_leads_to_everybody_and_the_book_is_remembered(ledgers: A
     ledgers.stop("north", "west")
     ledgers.start("west")  # its only seed is dead
     await connected(ledgers, "west", {"east", "south"})
-    height = (await ledgers.client("east").status()).height
+    height = await ledgers.height("east")
     await ledgers.reach(height + 3, "east", "south", "west")
 
 

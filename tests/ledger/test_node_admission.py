@@ -72,7 +72,7 @@ async def test_a_node_with_another_genesis_is_refused_and_the_others_go_on(ledge
         return "refused west: it has another genesis" in ledgers.log("north") and "is not ours" in ledgers.log("west")
 
     await ledgers.eventually(told, "both sides say why")
-    assert (await ledgers.client("west").status()).height == 0
+    assert (await ledgers.height("west")) == 0
 
 
 async def test_a_node_with_another_members_certificate_cannot_start(ledgers: Any) -> None:
@@ -141,7 +141,7 @@ def nonsense(height: int) -> list[service_pb2.PeerMessage]:
 async def test_a_member_that_speaks_nonsense_is_dropped_and_blocks_go_on(ledgers: Any) -> None:
     ledgers.start(*THREE)
     await ledgers.reach(1, *THREE)
-    height = (await ledgers.client("north").status()).height
+    height = await ledgers.height("north")
     hello = service_pb2.Hello(chain_id=CHAIN_ID, genesis_sha256=ledgers.genesis.sha256(), organization="west")
 
     async def speech() -> AsyncIterator[service_pb2.PeerMessage]:
@@ -174,4 +174,4 @@ async def test_a_message_too_large_closes_the_stream(ledgers: Any) -> None:
     stub = consensus(ledgers.channel("west", "ledger", to="north"))
     call = stub.Exchange(iter([service_pb2.PeerMessage(hello=hello), huge]))
     assert "a message of 5242" in (await refusal(call)).message
-    await ledgers.reach((await ledgers.client("north").status()).height + 2, *THREE)
+    await ledgers.reach((await ledgers.height("north")) + 2, *THREE)

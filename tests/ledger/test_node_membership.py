@@ -32,7 +32,7 @@ async def signs(ledgers: Ledgers, key: str) -> None:
     """Wait until a block is signed with this key."""
 
     async def signed() -> bool:
-        height = (await ledgers.client("north").status()).height
+        height = await ledgers.height("north")
         return key_of(key).public.address in await signers(ledgers, height)
 
     await ledgers.eventually(signed, f"a block is signed with {key}")
@@ -88,6 +88,6 @@ async def join_rotate_and_leave(ledgers: Ledgers) -> None:
     assert key_of("west-consensus").public.address not in await signers(ledgers, left.height + 4)
     # With east down as well, three of the four that are left are enough: the newcomer counts.
     ledgers.stop("west", "east")
-    await ledgers.reach((await ledgers.client("north").status()).height + 3, "north", "south", FIFTH)
+    await ledgers.reach((await ledgers.height("north")) + 3, "north", "south", FIFTH)
     member = await ledgers.client(FIFTH).get("organizations", FIFTH, state_pb2.Organization)
     assert member.power >= BOND_UTLK
