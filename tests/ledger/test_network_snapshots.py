@@ -136,15 +136,21 @@ async def test_a_new_member_begins_with_the_true_snapshot_among_false_ones(tmp_p
             "liar-shape": offering(offer(above, root + bytes(32), hash_=bytes(32)), b""),
             "liar-state": offering(offer(above, metadata), chunk),
         }
+        ledgers.stop("north", "south")  # or they may answer all before the last liar is there
         ledgers.start("west")
 
         async def answers() -> bool:
             return bool((await ledgers.client("west").status()).chain_id)
 
+        async def hears_the_liars() -> bool:
+            return set(liars) <= set((await ledgers.client("west").status()).peers)
+
         await ledgers.eventually(answers, "west answers")
         for name in liars:
             peer = ScriptedPeer(name, ledgers.genesis, scripts[name], len(blocks))
             running.append(asyncio.create_task(peer.run(ledgers.channel(name, "ledger", to="west"))))
+        await ledgers.eventually(hears_the_liars, "west hears the liars")
+        ledgers.start("north", "south")
         await ledgers.reach(len(blocks) + 2, "west", "north", "south")
         log = ledgers.log("west")
         assert f"began with the snapshot of block {TAKEN_AT} of south" in log

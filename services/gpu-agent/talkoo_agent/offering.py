@@ -24,6 +24,7 @@ from talkoo_runtime.grpc_client import raise_from_rpc
 log = logging.getLogger(__name__)
 
 OFFER_TIMEOUT_S = 5.0
+WITHDRAW_TIMEOUT_S = 2.0
 FIRST_TTL_S = 5
 LEAST_PAUSE_S = 0.5
 RETRY_S = 1.0
@@ -120,7 +121,7 @@ def _priced_anew(node: Node) -> bool:
 async def withdraw(node: Node) -> None:
     """Say that nothing is offered any more. The scheduler forgets a silent node by itself, so this may fail."""
     try:
-        await node.scheduler.Withdraw(scheduler_pb2.WithdrawRequest(node_id=node.id), timeout=1.0)
+        await node.scheduler.Withdraw(scheduler_pb2.WithdrawRequest(node_id=node.id), timeout=WITHDRAW_TIMEOUT_S)
     except Exception as error:
         log.debug("the offer could not be withdrawn: %s", error)
 

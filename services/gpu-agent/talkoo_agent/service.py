@@ -108,16 +108,20 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
     agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(node, work, serving), server)  # type: ignore[no-untyped-call]
     await start_server(server, settings)
     background.start_restarting("report", lambda: report_forever(node, work))
+    offering: asyncio.Task[None] | None = None
     if device.kind == "cpu" and not settings.allow_cpu:
         node.standing.set("off", "NoGPU", NO_GPU)
         log.warning(NO_GPU)
     else:
         work.start(background)
-        background.start_restarting("offer", lambda: offer_forever(node, work, serving))
+        offering = background.start_restarting("offer", lambda: offer_forever(node, work, serving))
         background.start("spare trainer", node.spare.keep())
 
     async def stop() -> None:
-        await withdraw(node)
+        if offering is not None:  # or it would offer again what becomes free below
+            offering.cancel()
+            await asyncio.gather(offering, return_exceptions=True)
+            await withdraw(node)
         await asyncio.gather(work.stop(), serving.stop(), node.spare.stop())
         await server.stop(STOP_GRACE_S)
         await asyncio.to_thread(node.watch.close)
