@@ -81,10 +81,13 @@ class ScriptedPeer:
                 answer.id = message.ask.id
                 self.say(service_pb2.PeerMessage(answer=answer))
 
+    def say_height(self) -> None:
+        step = service_pb2.RoundStep(height=self.height + 1, round=0, step=1, base=self.base)
+        self.say(service_pb2.PeerMessage(step=step))
+
     async def _tell(self) -> None:
         while True:
-            step = service_pb2.RoundStep(height=self.height + 1, round=0, step=1, base=self.base)
-            self.say(service_pb2.PeerMessage(step=step))
+            self.say_height()
             await asyncio.sleep(STEP_EVERY_S)
 
     async def _speech(self) -> AsyncIterator[service_pb2.PeerMessage]:

@@ -66,6 +66,19 @@ def offering(answer: service_pb2.Answer, chunk: bytes) -> Answering:
     return answers
 
 
+def ahead_once_asked(peer: ScriptedPeer, height: int) -> Answering:
+    """The node looks for snapshots as soon as somebody is far ahead. That shall not be a liar while it is alone."""
+    answer = peer.answer
+
+    def answers(ask: service_pb2.Ask) -> service_pb2.Answer | None:
+        if ask.WhichOneof("ask") == "snapshots":
+            peer.height = height
+            peer.say_height()
+        return answer(ask)
+
+    return answers
+
+
 def forging(blocks: list[service_pb2.RawBlock]) -> Answering:
     """Headers with another state root, signed by validators that it made up, of which each has its own key."""
     keys = [key_of(f"forged {n}") for n in range(3)]
@@ -136,21 +149,24 @@ async def test_a_new_member_begins_with_the_true_snapshot_among_false_ones(tmp_p
             "liar-shape": offering(offer(above, root + bytes(32), hash_=bytes(32)), b""),
             "liar-state": offering(offer(above, metadata), chunk),
         }
-        ledgers.stop("north", "south")  # or they may answer all before the last liar is there
+        ledgers.stop("north", "south")
         ledgers.start("west")
 
         async def answers() -> bool:
             return bool((await ledgers.client("west").status()).chain_id)
 
-        async def hears_the_liars() -> bool:
-            return set(liars) <= set((await ledgers.client("west").status()).peers)
+        async def hears(*names: str) -> bool:
+            return set(names) <= set((await ledgers.client("west").status()).peers)
 
         await ledgers.eventually(answers, "west answers")
         for name in liars:
-            peer = ScriptedPeer(name, ledgers.genesis, scripts[name], len(blocks))
+            peer = ScriptedPeer(name, ledgers.genesis, scripts[name], height=0)
+            peer.answer = ahead_once_asked(peer, len(blocks))
             running.append(asyncio.create_task(peer.run(ledgers.channel(name, "ledger", to="west"))))
-        await ledgers.eventually(hears_the_liars, "west hears the liars")
-        ledgers.start("north", "south")
+        await ledgers.eventually(lambda: hears(*liars), "west hears the liars")
+        ledgers.start("south")
+        await ledgers.eventually(lambda: hears("south"), "west hears south")
+        ledgers.start("north")  # with south more than a third, whom west asks whose turn it is to propose
         await ledgers.reach(len(blocks) + 2, "west", "north", "south")
         log = ledgers.log("west")
         assert f"began with the snapshot of block {TAKEN_AT} of south" in log
