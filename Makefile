@@ -35,7 +35,7 @@ types: $(VENV)/.dev-ready
 	@$(BIN)/mypy
 
 unit: $(VENV)/.dev-ready
-	@$(BIN)/python -m pytest -n $(TEST_PROCESSES)
+	@$(BIN)/python tools/run_tests.py -n $(TEST_PROCESSES)
 
 cluster-parts: $(VENV)/.dev-ready
 	@$(BIN)/python -m talkoo_sim.cluster prepare || echo "==> NO REAL CLUSTER: tests that need one are not run, and the last lines say which"
