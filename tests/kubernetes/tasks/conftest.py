@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from talkoo_sim.operator_bed import (
     install_crds,
     make_namespace,
 )
+from talkoo_sim.operator_rights import remove, service_account
 
 
 @pytest.fixture(scope="package")
@@ -75,3 +77,18 @@ def space(
         made.operator("standing", resync_s=5.0)
     eventually(lambda: standing[0].leads, "the operator leads")
     return made
+
+
+@pytest.fixture
+def kubeconfig(bed: Bed, tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Makes a service account with the rights that the chart gives with some values, and its kubeconfig."""
+    made: list[dict[str, Any]] = []
+
+    def make(*settings: str) -> Path:
+        path = tmp_path / "operator.kubeconfig"
+        made.extend(service_account(bed.cluster, path, *settings))
+        return path
+
+    yield make
+    bed.stop_operators()
+    remove(bed.cluster, *made)

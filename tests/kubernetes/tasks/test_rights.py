@@ -3,53 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from talkoo_sim.cluster.binaries import binary
-from talkoo_sim.cluster.commands import run
-from talkoo_sim.cluster.own_images import ROOT
-from talkoo_sim.operator_bed import NAMESPACE, RELEASE, eventually
+from talkoo_sim.operator_bed import NAMESPACE, eventually
+from talkoo_sim.operator_rights import ACCOUNT, rules
 
 pytestmark = [pytest.mark.federation, pytest.mark.timeout(900)]
-CHART, RULES = ROOT / "helm" / "talkoo", "templates/operator-rbac.yaml"
-ACCOUNT = f"{RELEASE}-operator"
-
-
-def rules(*settings: str) -> list[dict[str, Any]]:
-    """What the chart makes of these values, by the real helm."""
-    options = [part for setting in settings for part in ("--set", setting)]
-    command = [binary("helm"), "template", RELEASE, CHART, "-n", NAMESPACE, "--show-only", RULES, *options]
-    made = [each for each in yaml.safe_load_all(run(command)) if each]
-    for each in made:
-        if not each["kind"].startswith("Cluster"):
-            each["metadata"].setdefault("namespace", NAMESPACE)
-    return made
-
-
-@pytest.fixture
-def kubeconfig(bed: Any, tmp_path: Path) -> Any:
-    """Makes the account with the chart's rules, and its kubeconfig."""
-    made: list[dict[str, Any]] = []
-
-    def make(*settings: str) -> Path:
-        made.extend(rules(*settings))
-        bed.cluster.apply(*made)
-        admin = json.loads(bed.cluster.kubectl("config", "view", "--raw", "-o", "json"))
-        token = bed.cluster.kubectl("-n", NAMESPACE, "create", "token", ACCOUNT, "--duration=1h").strip()
-        admin["users"] = [{"name": admin["users"][0]["name"], "user": {"token": token}}]
-        path = tmp_path / "operator.kubeconfig"
-        path.write_text(json.dumps(admin))
-        return path
-
-    yield make
-    bed.stop_operators()
-    for each in made:
-        where = ["-n", each["metadata"]["namespace"]] if "namespace" in each["metadata"] else []
-        bed.cluster.kubectl(*where, "delete", each["kind"], each["metadata"]["name"], "--ignore-not-found")
 
 
 def waits(status: dict[str, Any]) -> bool:
