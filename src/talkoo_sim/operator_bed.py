@@ -253,7 +253,8 @@ class Bed:
     def stop_operators(self) -> None:
         while self.operators:
             self.operators.pop().stop()
-        self.cluster.kubectl("-n", NAMESPACE, "delete", "lease", "--all")  # the next leader need not wait
+        lease = f"{RELEASE}-operator"
+        self.cluster.kubectl("-n", NAMESPACE, "delete", "lease", lease, "--ignore-not-found")  # the next need not wait
 
     def namespace(self, name: str, user: str = "", limit: str = "") -> str:
         key = self.federation.account_key(user) if user else None
