@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 from kubernetes.aio import client, config, watch
 from talkoo_operator.api import KubernetesApi
-from talkoo_operator.heartbeats import pace_s
+from talkoo_operator.heartbeats import LOOK_S, pace_s
 from talkoo_operator.keeper import BEATS_MISSED
 from talkoo_operator.metrics import TASK
 from talkoo_operator.node_api import NodeApi
@@ -224,7 +224,10 @@ async def measure_heartbeats(kubernetes: KubernetesApi, cluster: Cluster, nodes:
         await asyncio.sleep(seconds)  # what is measured is this time
         return (sum(server.cpu_times()[:2]) - before) / (time.monotonic() - at)
 
-    await asyncio.sleep(SETTLE_S)  # until the operator has looked at the new nodes
+    await asyncio.sleep(LOOK_S + SETTLE_S)  # until the operator has looked at the new nodes
+    for keeper, node in keepers:  # a node is heard when its Lease has changed once; that is written down once
+        await keeper.beat(node, "bench", BEATS_MISSED * pace)
+    await asyncio.sleep(LOOK_S + 3 * SETTLE_S)
     idle = await cores(IDLE_FOR_S)
     beats = 0
 
