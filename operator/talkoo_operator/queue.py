@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 
@@ -16,6 +17,8 @@ Key = tuple[str, str]
 
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 60.0
+LEAST_PART = 0.5
+"""Of a pause, by chance: objects that failed together, as by a refusal of many calls, are not tried again together."""
 FAIR_EVERY = 8
 """Of so many looks one goes to the least urgent that waits, so that none waits for ever."""
 
@@ -34,11 +37,17 @@ class Lane(enum.IntEnum):
 class WorkQueue:
     """Edges come in (`wake`), levels are looked at (`work`): however often a key is woken, one look is enough."""
 
-    def __init__(self, work: Callable[[Key], Awaitable[float | None]], kind: str) -> None:
+    def __init__(
+        self,
+        work: Callable[[Key], Awaitable[float | None]],
+        kind: str,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         """`work` answers after how many seconds the key should be looked at again, if nothing wakes it.
 
-        `kind`: of the objects, for people.
+        `kind`: of the objects, for people. `chance`: from 0 to 1.
         """
+        self._chance = chance
         self._work = work
         self._kind = kind
         watch_queue(kind, self.__len__)
@@ -135,7 +144,8 @@ class WorkQueue:
             count = self._failures.get(key, 0)
             self._failures[key] = count + 1
             RECONCILES.add(kind=self._kind, outcome="failed")
-            pause = min(RETRY_FIRST_S * float(2**count), RETRY_MAX_S)
+            longest = min(RETRY_FIRST_S * float(2**count), RETRY_MAX_S)
+            pause = longest * (LEAST_PART + (1.0 - LEAST_PART) * self._chance())
             log.warning("%s/%s: %s; again in %.1f s", *key, error, pause, exc_info=not hasattr(error, "exit_status"))
             return pause
         finally:

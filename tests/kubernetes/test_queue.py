@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import pytest
 from talkoo_operator import queue as module
 from talkoo_operator.queue import FAIR_EVERY, Key, Lane, WorkQueue
 
@@ -16,8 +18,10 @@ A, B = ("default", "a"), ("default", "b")
 
 
 @contextlib.asynccontextmanager
-async def running(work: Callable[[Key], Awaitable[float | None]], workers: int = 4) -> AsyncIterator[WorkQueue]:
-    queue = WorkQueue(work, "TrainingTask")
+async def running(
+    work: Callable[[Key], Awaitable[float | None]], workers: int = 4, chance: Callable[[], float] = random.random
+) -> AsyncIterator[WorkQueue]:
+    queue = WorkQueue(work, "TrainingTask", chance)
     serving = asyncio.create_task(queue.run(workers))
     try:
         yield queue
@@ -66,7 +70,9 @@ async def test_objects_are_worked_on_side_by_side() -> None:
         assert together.n_waiting == 0
 
 
-async def test_a_failure_is_tried_again_with_growing_pauses_and_stops_nobody_else(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+async def test_a_failure_is_tried_again_with_growing_pauses_and_stops_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "RETRY_FIRST_S", 0.01)
     monkeypatch.setattr(module, "RETRY_MAX_S", 0.05)
     at: list[float] = []
@@ -86,9 +92,26 @@ async def test_a_failure_is_tried_again_with_growing_pauses_and_stops_nobody_els
         await until(lambda: len(at) == 6 and len(queue) == 0)
         pauses = [b - a for a, b in itertools.pairwise(at)]
         for pause, least in zip(pauses, (0.01, 0.02, 0.04, 0.05, 0.05), strict=True):
-            assert pause >= least * 0.9
+            assert pause >= least * module.LEAST_PART * 0.9
         assert others == [B]
         assert not queue._failures, "a success begins anew"
+
+
+async def test_what_failed_together_is_not_tried_again_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_FIRST_S", 0.4)
+    at: dict[Key, list[float]] = {A: [], B: []}
+    chances = iter((0.0, 1.0))
+
+    async def work(key: Key) -> None:
+        at[key].append(asyncio.get_running_loop().time())
+        if len(at[key]) == 1:
+            raise Unavailable("too many requests")
+
+    async with running(work, chance=lambda: next(chances)) as queue:
+        queue.wake(A)
+        queue.wake(B)
+        await until(lambda: [len(times) for times in at.values()] == [2, 2])
+        assert abs(at[B][1] - at[A][1]) >= 0.4 * (1.0 - module.LEAST_PART) * 0.9
 
 
 async def test_work_may_ask_to_be_called_again_and_news_come_first() -> None:
