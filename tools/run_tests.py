@@ -25,17 +25,12 @@ def run(*arguments: str) -> int:
     return subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=ROOT)
 
 
-def files_of(failed: list[str]) -> list[str]:
-    """The files of test ids, each once, in order."""
-    return list(dict.fromkeys(name.partition("::")[0] for name in failed))
-
-
 def main(arguments: list[str]) -> int:
     status = run("--cache-clear", *arguments)
     if status != pytest.ExitCode.TESTS_FAILED or not LAST_FAILED.exists():
         return status
     failed = sorted(json.loads(LAST_FAILED.read_text(encoding="utf-8")))
-    files = files_of(failed)
+    files = sorted({name.partition("::")[0] for name in failed})
     if len(files) > MOST_FILES:
         print(f"==> {len(files)} files have failures, more than {MOST_FILES}: they are not run again", flush=True)
         return status

@@ -30,6 +30,8 @@ from talkoo_sim.cluster.own_images import ROOT
 from talkoo_sim.ports import free_port
 
 ORGANIZATION, RELEASE, NAMESPACE = "north", "talkoo", "talkoo"
+OPERATOR = f"{RELEASE}-operator"
+"""Its service account and its Lease."""
 CRDS = ROOT / "helm" / "talkoo" / "crd-files"
 START_S, STOP_S, PATIENCE_S = 180.0, 30.0, 180.0
 POLL_S = 0.1
@@ -253,8 +255,8 @@ class Bed:
     def stop_operators(self) -> None:
         while self.operators:
             self.operators.pop().stop()
-        lease = f"{RELEASE}-operator"
-        self.cluster.kubectl("-n", NAMESPACE, "delete", "lease", lease, "--ignore-not-found")  # the next need not wait
+        # The next leader need not wait for the Lease to run out.
+        self.cluster.kubectl("-n", NAMESPACE, "delete", "lease", OPERATOR, "--ignore-not-found")
 
     def namespace(self, name: str, user: str = "", limit: str = "") -> str:
         key = self.federation.account_key(user) if user else None
@@ -297,6 +299,11 @@ class Bed:
                 return [each for each in await client.tasks() if each.owner == client.address]
 
         return asyncio.run(read())
+
+
+def waits(status: dict[str, Any]) -> bool:
+    """The ledger has the task, and a scheduler has said that it waits."""
+    return status.get("reason") == "WaitingForPlacement"
 
 
 def program(namespace: str) -> dict[str, Any]:

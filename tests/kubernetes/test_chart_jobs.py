@@ -55,9 +55,11 @@ class Home:
             (self.folder / file).write_text(text)
         mounted = config["data"]["settings.toml"].replace("/etc/talkoo/settings/", f"{self.folder}/")
         settings.write_text(mounted)
+        path = self.folder / "account.kubeconfig"
+        kubeconfig = self.cluster.account_kubeconfig(path, self.namespace, f"talkoo-{component}")
         return subprocess.run(
             [sys.executable, "-m", f"talkoo_operator.{component}", "--settings", str(settings)],
-            env=os.environ | {"KUBECONFIG": str(self._kubeconfig(f"talkoo-{component}"))},
+            env=os.environ | {"KUBECONFIG": str(kubeconfig)},
             capture_output=True,
             text=True,
             timeout=120,
@@ -68,14 +70,6 @@ class Home:
         if each["kind"].startswith("Cluster") or "namespace" in each["metadata"]:
             return each
         return each | {"metadata": each["metadata"] | {"namespace": self.namespace}}
-
-    def _kubeconfig(self, account: str) -> Path:
-        token = self.cluster.kubectl("-n", self.namespace, "create", "token", account).strip()
-        config = yaml.safe_load(self.cluster.layout.kubeconfig.read_text())
-        config["users"][0]["user"] = {"token": token}
-        path = self.folder / "account.kubeconfig"
-        path.write_text(json.dumps(config))
-        return path
 
     def get(self, *arguments: str) -> Any:
         return self.cluster.get("-n", self.namespace, *arguments)

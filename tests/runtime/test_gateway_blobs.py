@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from talkoo_runtime.blobs import BlobStore, open_blob_store
 from talkoo_runtime.gateway_blobs import GatewayBlobStore
 from talkoo_runtime.grpc_server import make_server, start_server
 from talkoo_runtime.make_bucket import make_bucket
+from talkoo_sim.line import Line
 
 LARGE = bytes(range(256)) * 20_000
 
@@ -137,47 +137,6 @@ async def test_more_than_a_gateway_takes_is_refused_before_it_is_sent(
     assert caught.value.code == "too_large"
 
 
-class CuttingLine:
-    """A line to the gateway that is cut, once, after so many bytes in either direction."""
-
-    def __init__(self, target: str, after_bytes: int) -> None:
-        self._host, _, self._port = target.partition(":")
-        self._left = after_bytes
-        self.cuts = 0
-        self._connections: list[asyncio.Task[None]] = []
-
-    @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[str]:
-        """Its host:port."""
-        async with await asyncio.start_server(self._accept, "127.0.0.1", 0) as server:
-            yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        await asyncio.gather(*self._connections)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.append(asyncio.create_task(self._carry(reader, writer)))
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(self._host, int(self._port))
-        both = [asyncio.create_task(self._pass(*ends)) for ends in ((reader, far_writer), (far_reader, writer))]
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        for each in both:
-            each.cancel()
-        await asyncio.gather(*both, return_exceptions=True)
-        for end in (writer, far_writer):
-            end.transport.abort()
-            with contextlib.suppress(OSError):
-                await end.wait_closed()
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(1 << 16):
-            self._left -= len(data)
-            if self._left < 0 and not self.cuts:
-                self.cuts += 1
-                return
-            writer.write(data)
-            await writer.drain()
-
-
 @pytest.mark.parametrize("way", ["up", "down"])
 async def test_a_line_that_is_cut_in_the_middle_of_a_blob_costs_only_time(
     way: str, town: Any, gateway: Any, tmp_path: Path
@@ -187,7 +146,7 @@ async def test_a_line_that_is_cut_in_the_middle_of_a_blob_costs_only_time(
     digest = hashlib.sha256(LARGE).hexdigest()
     if way == "down":
         await gateway.store.put(LARGE)
-    line = CuttingLine(gateway.settings.listen, len(LARGE) // 2)
+    line = Line(gateway.settings.listen, cut_after_bytes=len(LARGE) // 2)
     async with line.open() as target:
         store = GatewayBlobStore(target, town.settings(town.south, "agent", "south-1"))
         if way == "down":

@@ -35,6 +35,7 @@ from talkoo_runtime.identity import Identity, identity_of, parse_identity, requi
 from talkoo_runtime.metrics import serve_metrics
 from talkoo_runtime.pki import Authority, ensure_authority, trust_bundle
 from talkoo_runtime.telemetry import span, traceparent
+from talkoo_sim.line import Line
 from talkoo_sim.scraping import scrape
 
 
@@ -146,52 +147,12 @@ async def test_a_stranger_s_certificate_is_refused(served: Any, town: Any) -> No
     assert answers.seen is None
 
 
-class Road:
-    """A way to a server that counts who comes along and may take its time, `late_s` to each direction."""
-
-    def __init__(self, target: str, late_s: float = 0.0) -> None:
-        self._host, _, port = target.rpartition(":")
-        self._port, self._late_s = int(port), late_s
-        self._passing: set[asyncio.Task[Any]] = set()
-        self.target, self.dialled = "", 0
-
-    async def __aenter__(self) -> Road:
-        self._door = await asyncio.start_server(self._pass_on, self._host, 0)
-        self.target = f"{self._host}:{self._door.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._door.close()
-        for task in self._passing:
-            task.cancel()
-        await asyncio.gather(*self._passing, return_exceptions=True)
-
-    def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.dialled += 1
-        self._passing.add(asyncio.ensure_future(self._both(reader, writer)))
-
-    async def _both(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind_reader, behind_writer = await asyncio.open_connection(self._host, self._port)
-        await asyncio.gather(self._copy(reader, behind_writer), self._copy(behind_reader, writer))
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(1 << 16):
-                await asyncio.sleep(self._late_s)
-                writer.write(data)
-                await writer.drain()
-        except OSError:
-            pass  # one side has left; so does the other
-        finally:
-            writer.close()
-
-
 async def test_who_is_refused_and_dials_again_and_again_leaves_nothing_that_dials(served: Any, town: Any) -> None:
     _, settings = served
     stranger = town.settings(town.stranger, "ledger", "stranger-ledger")
 
     async def dial() -> None:
-        async with service_channel(stranger, road.target) as channel:
+        async with service_channel(stranger, target) as channel:
             call = channel.stream_stream("/talkoo_api.ledger.v1.Consensus/Exchange")(say_and_wait())
             with pytest.raises(grpc.aio.AioRpcError):
                 await asyncio.wait_for(anext(aiter(call)), 5)
@@ -200,17 +161,17 @@ async def test_who_is_refused_and_dials_again_and_again_leaves_nothing_that_dial
         yield b""
         await over.wait()
 
-    over = asyncio.Event()
+    over, line = asyncio.Event(), Line(settings.listen)
     gc.disable()  # as in a process that looks for cycles seldom
     try:
-        async with Road(settings.listen) as road:
+        async with line.open() as target:
             for _ in range(20):
                 await dial()
                 drop_closed_channels()
-            before = road.dialled
+            before = line.dialled
             await asyncio.sleep(1.5 * RECONNECT_MAX_MS / 1000)  # nothing is to happen
             assert before >= 20
-            assert road.dialled == before
+            assert line.dialled == before
     finally:
         over.set()
         gc.enable()
@@ -219,9 +180,10 @@ async def test_who_is_refused_and_dials_again_and_again_leaves_nothing_that_dial
 async def test_a_far_or_busy_server_has_the_time_to_shake_hands(served: Any) -> None:
     """Half a second there and half back is worse than the other side of the Earth, and a busy machine's usual."""
     _, settings = served
-    async with Road(settings.listen, late_s=0.5) as road:
-        assert (await ask(settings, road.target)).height == 7
-        assert road.dialled == 1
+    line = Line(settings.listen, late_s=0.5)
+    async with line.open() as target:
+        assert (await ask(settings, target)).height == 7
+        assert line.dialled == 1
 
 
 async def test_a_peer_without_a_certificate_is_refused(served: Any) -> None:

@@ -44,6 +44,15 @@ class Cluster:
         """What kubectl printed. Raises Failed with its own words."""
         return run([kubectl(), f"--kubeconfig={self.layout.kubeconfig}", *arguments], stdin=stdin, timeout_s=timeout_s)
 
+    def account_kubeconfig(self, path: Path, namespace: str, account: str) -> Path:
+        """A client configuration of a service account, for an hour, at `path`."""
+        document = json.loads(self.layout.kubeconfig.read_text())
+        token = self.kubectl("-n", namespace, "create", "token", account, "--duration=1h").strip()
+        document["users"][0]["user"] = {"token": token}
+        path.write_text(json.dumps(document))
+        path.chmod(0o600)
+        return path
+
     def get(self, *arguments: str) -> Any:
         """`kubectl get … -o json`."""
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))

@@ -8,16 +8,12 @@ from typing import Any
 import pytest
 
 from talkoo_sim.dying_operator import POINTS
-from talkoo_sim.operator_bed import eventually, make_namespace
+from talkoo_sim.operator_bed import eventually, make_namespace, waits
 
 pytestmark = [pytest.mark.federation, pytest.mark.timeout(900)]
 SPACE = "crashes"
 LEASE_S = 15.0
 """As `talkoo_operator.leading` says."""
-
-
-def waits(status: dict[str, Any]) -> bool:
-    return status.get("reason") == "WaitingForPlacement"
 
 
 def named(bed: Any, name: str) -> list[Any]:

@@ -6,12 +6,11 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from talkoo_operator.plan import RELEASE_AFTER_S
 
-from talkoo_sim.operator_bed import Bed, LocalFederation, eventually
+from talkoo_sim.operator_bed import Bed, LocalFederation, eventually, waits
 
 pytestmark = [pytest.mark.federation, pytest.mark.timeout(900)]
 SPACE = "ledger-gone"
@@ -31,10 +30,6 @@ def mortal(bed: Bed, tmp_path: Path) -> Iterator[Bed]:
     finally:
         bed.stop_operators()
         bed.federation.stop()
-
-
-def waits(status: dict[str, Any]) -> bool:
-    return status.get("reason") == "WaitingForPlacement"
 
 
 def begin_anew(home: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from talkoo_sim.operator_bed import eventually
+from talkoo_sim.operator_bed import eventually, waits
 
 pytestmark = [pytest.mark.federation, pytest.mark.timeout(900)]
 SPACE = "life"
@@ -24,10 +24,6 @@ def _space(space: Any) -> Iterator[Any]:
 
 def conditions(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions", ())}
-
-
-def waits(status: dict[str, Any]) -> bool:
-    return status.get("reason") == "WaitingForPlacement"
 
 
 def test_a_task_waits_with_its_reason_and_is_withdrawn_and_sent_again_and_cancelled(space: Any) -> None:

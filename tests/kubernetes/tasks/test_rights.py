@@ -7,14 +7,10 @@ from typing import Any
 
 import pytest
 
-from talkoo_sim.operator_bed import NAMESPACE, eventually
-from talkoo_sim.operator_rights import ACCOUNT, rules
+from talkoo_sim.operator_bed import NAMESPACE, OPERATOR, eventually, waits
+from talkoo_sim.operator_rights import rules
 
 pytestmark = [pytest.mark.federation, pytest.mark.timeout(900)]
-
-
-def waits(status: dict[str, Any]) -> bool:
-    return status.get("reason") == "WaitingForPlacement"
 
 
 def test_the_charts_rights_are_enough_and_a_watch_without_them_fails_the_probe(bed: Any, kubeconfig: Any) -> None:
@@ -32,7 +28,7 @@ def test_the_charts_rights_are_enough_and_a_watch_without_them_fails_the_probe(b
     assert operator.probe()[0] == 200
 
     for role in [
-        each for each in rules() if each["kind"] == "ClusterRole" and each["metadata"]["name"].endswith(ACCOUNT)
+        each for each in rules() if each["kind"] == "ClusterRole" and each["metadata"]["name"].endswith(OPERATOR)
     ]:
         for rule in role["rules"]:
             rule["verbs"] = [verb for verb in rule["verbs"] if verb != "watch"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from talkoo_sim.operator_bed import account_secret, eventually
+from talkoo_sim.operator_bed import account_secret, eventually, waits
 
 pytestmark = [pytest.mark.federation, pytest.mark.timeout(900)]
 
@@ -23,10 +23,6 @@ def spaces(space: Any) -> Iterator[Any]:
     yield space
     for name in ("of-alice", "of-bob", "of-carol", "of-nobody"):
         space.cluster.kubectl("-n", name, "delete", "tt", "--all", "--timeout=100s", timeout_s=110.0)
-
-
-def waits(status: dict[str, Any]) -> bool:
-    return status.get("reason") == "WaitingForPlacement"
 
 
 def test_each_pays_from_its_own_account_and_who_has_none_is_told(spaces: Any) -> None:
