@@ -10,13 +10,14 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from talkoo_runtime.grpc_errors import error_from_rpc, raise_from_rpc
+from talkoo_runtime.grpc_errors import error_from_rpc, first_status, raise_from_rpc
 from talkoo_runtime.service_settings import ServiceSettings
 
 __all__ = [
     "drop_closed_channels",
     "error_from_rpc",
     "files_seen",
+    "first_status",
     "member_channel",
     "open_channel",
     "raise_from_rpc",

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import gc
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,13 @@ from talkoo_core.errors import (
     TalkooError,
     Unavailable,
 )
-from talkoo_runtime.grpc_client import RECONNECT_MAX_MS, drop_closed_channels, error_from_rpc, service_channel
+from talkoo_runtime.grpc_client import (
+    RECONNECT_MAX_MS,
+    drop_closed_channels,
+    error_from_rpc,
+    first_status,
+    service_channel,
+)
 from talkoo_runtime.grpc_server import make_server, start_server
 from talkoo_runtime.identity import Identity, identity_of, parse_identity, require
 from talkoo_runtime.metrics import serve_metrics
@@ -37,6 +44,8 @@ from talkoo_runtime.pki import Authority, ensure_authority, trust_bundle
 from talkoo_runtime.telemetry import span, traceparent
 from talkoo_sim.line import Line
 from talkoo_sim.scraping import scrape
+
+REFUSED_CALLS = 30
 
 
 class Answers(services.LedgerServicer):
@@ -362,3 +371,35 @@ def test_roles_and_organizations_are_required() -> None:
 def test_not_found_is_still_not_found_without_our_metadata() -> None:
     error = grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata(), "gone")
     assert isinstance(error_from_rpc(error), NotFound)
+
+
+class Refuses(services.ConsensusServicer):
+    """STAND-IN for a service that has heard enough after one message."""
+
+    async def Exchange(self, request_iterator: Any, context: Any) -> AsyncIterator[messages.PeerMessage]:  # noqa: N802
+        await anext(aiter(request_iterator))
+        raise Exhausted("that is enough", code="slow_reader")
+        yield  # makes it a stream of answers
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_refusal_that_overtakes_what_is_sent_is_no_fault_of_ours(town: Any, kept: bool) -> None:
+    """Where nobody kept what the server said, another try is to tell (grpc/grpc#36066)."""
+    settings = town.settings(town.north, "ledger", "north-ledger")
+    server = make_server()
+    services.add_ConsensusServicer_to_server(Refuses(), server)
+    await start_server(server, settings)
+
+    async def talk() -> AsyncIterator[messages.PeerMessage]:
+        while True:
+            yield messages.PeerMessage(txs=messages.TxBatch(txs=[b"x" * 65_536]))
+
+    told: list[TalkooError] = []
+    async with service_channel(town.settings(town.south, "ledger", "south-ledger"), settings.listen) as channel:
+        for _ in range(REFUSED_CALLS):
+            call = services.ConsensusStub(channel).Exchange(talk())
+            with pytest.raises(grpc.aio.AioRpcError) as caught, first_status(call) if kept else nullcontext():
+                await anext(aiter(call))
+            told.append(error_from_rpc(caught.value))
+    await server.stop(0)
+    assert {error.code for error in told} <= ({"slow_reader"} if kept else {"slow_reader", "unreachable"})

@@ -26,7 +26,7 @@ from talkoo_ledger.asks import Asks
 from talkoo_ledger.settings import LedgerSettings
 from talkoo_ledger.streams import Stream, unbundled
 from talkoo_runtime.clock import Clock
-from talkoo_runtime.grpc_client import drop_closed_channels, error_from_rpc, member_channel
+from talkoo_runtime.grpc_client import drop_closed_channels, error_from_rpc, first_status, member_channel
 
 log = logging.getLogger(__name__)
 
@@ -186,13 +186,14 @@ class Mesh:
             async with member_channel(self._settings, endpoint, organization) as channel:
                 exchange = channel.stream_stream(EXCHANGE, service_pb2.PeerMessage.SerializeToString, _readable)
                 call = exchange(self._outgoing(stream))
-                first = await asyncio.wait_for(anext(aiter(call), None), HELLO_TIMEOUT_S)
-                self._check_hello(organization, first)
-                assert first is not None
-                self.book.succeeded(organization, endpoint, self._clock.now_ns())
-                self._join(stream, first.hello)
-                joined = True
-                await self._read_until_closed(stream, call)
+                with first_status(call):
+                    first = await asyncio.wait_for(anext(aiter(call), None), HELLO_TIMEOUT_S)
+                    self._check_hello(organization, first)
+                    assert first is not None
+                    self.book.succeeded(organization, endpoint, self._clock.now_ns())
+                    self._join(stream, first.hello)
+                    joined = True
+                    await self._read_until_closed(stream, call)
         except TimeoutError:
             trouble = "it does not answer"
         except grpc.aio.AioRpcError as error:
