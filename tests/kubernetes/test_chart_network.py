@@ -1,6 +1,6 @@
 """NetworkPolicies: everything is denied, and what each part's settings name is allowed at both ends.
 
-No plug-in that enforces them can be had on the test bed; these tests hold them against what the processes call.
+These tests hold them against what the processes call; `test_two_clusters` has them enforced.
 """
 
 from __future__ import annotations
@@ -47,6 +47,18 @@ def test_every_pod_of_the_release_is_denied_all_but_names() -> None:
     assert [port["port"] for rule in spec["egress"] for port in rule["ports"]] == [53, 53]
     for name, pod in pod_templates(objects):
         assert spec["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items(), name
+
+
+def test_names_are_looked_up_where_the_cluster_s_name_server_listens() -> None:
+    values = {
+        "networkPolicies": {"dnsNamespace": "openshift-dns", "dnsPorts": [5353], "dnsCidrs": ["169.254.20.10/32"]}
+    }
+    (rule,) = policies(render(values))["talkoo-default-deny"]["egress"]
+    assert rule["ports"] == [{"port": 5353, "protocol": protocol} for protocol in ("UDP", "TCP")]
+    assert rule["to"] == [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}}},
+        {"ipBlock": {"cidr": "169.254.20.10/32"}},
+    ]
 
 
 def test_every_component_that_has_pods_has_its_policy() -> None:

@@ -1,6 +1,6 @@
 """Two organizations with a real cluster each, the second one only dials out; they share nothing but an invitation.
 
-The tests of this file are steps of one story, in order.
+NetworkPolicies are enforced in both. The tests of this file are steps of one story, in order.
 """
 
 from __future__ import annotations
@@ -25,6 +25,24 @@ from talkoo_sim.cluster.own_images import ROOT
 EXAMPLE = ROOT / "examples" / "digits"
 TASK_S = 900.0
 PORTS = {"ledger": 30100, "scheduler": 30101, "gateway": 30102}
+SERVED = (
+    ("ledger", 7443),
+    ("scheduler", 7443),
+    ("gateway", 7443),
+    ("validator", 7443),
+    ("etcd", 2379),
+    ("storage", 8333),
+)
+CALLS = """
+import json, socket, sys
+for name, port in json.loads(sys.argv[2]).items():
+    try:
+        socket.create_connection((f"{name}.{sys.argv[1]}.svc", port), 2).close()
+        print(name)
+    except (ConnectionRefusedError, TimeoutError):
+        pass
+"""
+"""Prints which services of a namespace (the first argument) take a connection; a name that is not found is an error."""
 SOUTH_TLK, TASK_TLK = "60 TLK", "40 TLK"
 
 
@@ -102,6 +120,7 @@ def pair(
                 cluster.down()  # what an earlier run left behind, because it was killed
                 made.append(cluster)
                 cluster.up()
+                cluster.enforce_policies()
         except (NotFound, InvalidInput) as error:
             leave_out(error)
         first, second = made
@@ -219,6 +238,42 @@ def test_south_leaves_and_is_trusted_no_more(pair: Pair, eventually: Callable[..
     eventually(lambda: not any("south" in each for each in trusted(pair.north)), "north's parts trust it no more")
     before = federation(pair.north)["height"]
     eventually(lambda: federation(pair.north)["height"] > before, "north goes on")
+
+
+def test_nobody_calls_what_is_not_for_them(pair: Pair) -> None:
+    """Neither pods of the release nor a stranger in another namespace."""
+    namespace, release = pair.north.namespace, pair.north.release
+    image = pair.north.values["images"]["control"]
+    pair.north.cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "stranger", "namespace": "default"},
+            "spec": {
+                "containers": [
+                    {
+                        "name": "stranger",
+                        "image": f"{image['repository']}:{image['tag']}",
+                        "imagePullPolicy": "Never",
+                        "command": ["sleep", "infinity"],
+                    }
+                ]
+            },
+        }
+    )
+    pair.north.cluster.kubectl("wait", "pod/stranger", "--for=condition=Ready", "--timeout=60s")
+
+    def reached(caller: str, place: str = namespace) -> set[str]:
+        others = {f"{release}-{part}": port for part, port in SERVED if not caller.endswith(part)}
+        script = ["python3", "-c", CALLS, namespace, json.dumps(others)]
+        said = pair.north.cluster.kubectl("-n", place, "exec", caller, "--", *script)
+        return {name.removeprefix(f"{release}-") for name in said.split()}
+
+    assert reached("statefulset/talkoo-etcd") == reached("statefulset/talkoo-storage") == set()
+    assert reached("deployment/talkoo-operator") == {"gateway"}
+    assert reached("deployment/talkoo-scheduler") == {"ledger", "etcd"}
+    assert reached("statefulset/talkoo-validator") == {"ledger", "storage"}
+    assert reached("pod/stranger", "default") == {"ledger", "scheduler", "gateway"}, "what is exposed"
 
 
 def test_an_invitation_holds_no_key(pair: Pair, tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ from typing import Any
 from talkoo_sim.cluster.images import COREDNS
 from talkoo_sim.cluster.layout import Layout
 
-COREFILE = """\
-.:1053 {
+DNS_PORT = 1053
+"""At which CoreDNS listens in its pod: it may not take a port below 1024."""
+COREFILE = f"""\
+.:{DNS_PORT} {{
     errors
     health :8080
     ready :8181
-    kubernetes cluster.local in-addr.arpa {
+    kubernetes cluster.local in-addr.arpa {{
         pods insecure
-    }
+    }}
     cache 5
-}
+}}
 """
 LABELS = {"k8s-app": "kube-dns"}
 WHERE = {"namespace": "kube-system", "name": "coredns"}
@@ -51,8 +53,8 @@ def addons(layout: Layout) -> list[dict[str, Any]]:
                 "clusterIP": layout.dns_service,
                 "selector": LABELS,
                 "ports": [
-                    {"name": "dns", "port": 53, "targetPort": 1053, "protocol": "UDP"},
-                    {"name": "dns-tcp", "port": 53, "targetPort": 1053, "protocol": "TCP"},
+                    {"name": "dns", "port": 53, "targetPort": DNS_PORT, "protocol": "UDP"},
+                    {"name": "dns-tcp", "port": 53, "targetPort": DNS_PORT, "protocol": "TCP"},
                 ],
             },
         },

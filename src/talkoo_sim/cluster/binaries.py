@@ -16,6 +16,8 @@ ASSETS_VARIABLE = "KUBEBUILDER_ASSETS"
 DEBIAN = {
     "containerd": "containerd",
     "runc": "runc",
+    "ipset": "ipset",
+    "iptables": "iptables",
     "nft": "nftables",
     "conntrack": "conntrack",
     "ip": "iproute2",
@@ -56,6 +58,13 @@ TOOLS = {
         GoTool("etcd", "3.7.3", GO_MODULES / "etcd", "go.etcd.io/etcd/server/v3", "half a minute"),
         GoTool("coredns", "1.15.0", GO_MODULES / "coredns", "github.com/coredns/coredns", "about two minutes"),
         GoTool("helm", "4.3.1", GO_MODULES / "helm", "helm.sh/helm/v4/cmd/helm", "about two minutes"),
+        GoTool(
+            "kube-router",
+            "2.1.0",
+            GO_MODULES / "kube-router",
+            "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",
+            "about three minutes",
+        ),
         GoTool("kwok", "0.8.0", GO_MODULES / "kwok", "sigs.k8s.io/kwok/cmd/kwok", "about a minute"),
     )
 }

@@ -24,6 +24,7 @@ from talkoo_sim.cluster.images import import_own_images
 from talkoo_sim.cluster.layout import Layout
 from talkoo_sim.cluster.network import inside_namespace, make_network, remove_network, write_cni
 from talkoo_sim.cluster.nodes import containerd_command, kubelet_command
+from talkoo_sim.cluster.policies import enforced, enforcer_command
 
 START_TIMEOUT_S = 90.0
 POLL_S = 0.2
@@ -101,6 +102,11 @@ class Cluster:
         remove_network(self.layout)
         if self.layout.folder.exists():
             shutil.rmtree(self.layout.folder)
+
+    def enforce_policies(self) -> None:
+        """From now on NetworkPolicies hold. Raises InvalidInput for a cluster of more than one node, NotFound."""
+        self._start("kube-router", enforcer_command(self.layout))
+        self._until(lambda: enforced(self.layout), "policies are enforced")
 
     def restart(self, part: str, *, at_once: bool = True) -> None:
         """End one part, by SIGKILL when `at_once`, and start it with the command it had."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from talkoo_core.errors import NotFound
+from talkoo_sim.cluster.addons import DNS_PORT
 from talkoo_sim.cluster.binaries import binary
 from talkoo_sim.cluster.cluster import Cluster
 from talkoo_sim.cluster.commands import run
@@ -98,6 +99,7 @@ def _values(cluster: Cluster) -> dict[str, Any]:
     return {
         "organization": "north",
         "federation": {"accounts": [{"namespace": "default", "balance": "500 TLK"}]},
+        "networkPolicies": {"dnsPorts": [DNS_PORT]},
         "images": {"pullPolicy": "Never", "control": control, "train": control, "storage": storage},
         "validator": {"resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}}}
         | extra,

@@ -17,13 +17,16 @@ from pathlib import Path
 
 from talkoo_sim.cluster.binaries import binary
 from talkoo_sim.cluster.commands import run
-from talkoo_sim.go_tools import cache_folder
+from talkoo_sim.go_tools import cache_folder, find_go
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 BASE = "localhost/talkoo-base-python:3.11"
+GO_BASE = "localhost/talkoo-base-go"
 REPOSITORY = "talkoo.invalid"
 TARGETS = ("control", "storage")
 """Not `train`: torch alone is 5 GB. Pods that train get this environment's own packages, mounted read-only."""
+COMET = "control-comet"
+"""For the ledger under `ledger.engine: cometbft`."""
 SOURCES = (
     "Dockerfile",
     ".dockerignore",
@@ -34,6 +37,7 @@ SOURCES = (
     "services",
     "operator",
     "examples",
+    "tests/comet/go",
 )
 PACKAGES = "python3,python3-venv,ca-certificates"
 SUITE = "bookworm"
@@ -51,11 +55,12 @@ def image_archive(target: str) -> Path:
     archive = cache_folder() / f"image-{target}-{_fingerprint()}.tar"
     if not archive.is_file():
         _ensure_base()
+        with_go = [*_go_base()] if target == COMET else []
         sys.stderr.write(f"building the image talkoo-{target} from the Dockerfile\n")
         name = image_name(target)
         _buildah(
             "bud", "--isolation", "chroot", "--layers", "--target", target, "--build-arg", f"PYTHON={BASE}",
-            "--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro", *_passed_on(), "--tag", name, str(ROOT),
+            "--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro", *_passed_on(), *with_go, "--tag", name, str(ROOT),
         )  # fmt: skip
         for old in cache_folder().glob(f"image-{target}-*.tar"):
             old.unlink()
@@ -92,8 +97,20 @@ def _ensure_base() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _buildah(*arguments: str) -> str:
-    return run([binary("buildah"), "--storage-driver", "overlay", *arguments], timeout_s=BUILD_TIMEOUT_S)
+def _go_base() -> Iterator[str]:
+    """Arguments that name a base with this machine's Go, and give the build the modules that are here already."""
+    version, root, modules = run([find_go(), "env", "GOVERSION", "GOROOT", "GOMODCACHE"]).split()
+    name = f"{GO_BASE}:{version}"
+    if not _buildah("images", "--quiet", "--filter", f"reference={name}").strip():
+        dockerfile = f"FROM {BASE}\nCOPY . /usr/local/go\nENV PATH=/usr/local/go/bin:/usr/bin:/bin\n"
+        _buildah("bud", "--isolation", "chroot", "--tag", name, "--file", "-", root, stdin=dockerfile)
+    Path(modules).mkdir(parents=True, exist_ok=True)
+    yield from ("--build-arg", f"GO={name}", "--volume", f"{modules}:/modules", "--env", "GOMODCACHE=/modules")
+    yield from ("--env", "GOCACHE=/tmp/go-build")
+
+
+def _buildah(*arguments: str, stdin: str | None = None) -> str:
+    return run([binary("buildah"), "--storage-driver", "overlay", *arguments], stdin=stdin, timeout_s=BUILD_TIMEOUT_S)
 
 
 @functools.cache
