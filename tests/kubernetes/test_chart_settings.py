@@ -166,3 +166,29 @@ def test_certificates_of_cert_manager_name_services_as_our_own_do(role: str) -> 
     (authority,) = (each["spec"] for each in objects if each["kind"] == "Certificate" and each["spec"].get("isCA"))
     assert authority["subject"] == {"organizations": ["east"]}
     assert authority["secretName"] == spec["issuerRef"]["name"] == "talkoo-authority"
+
+
+@pytest.mark.parametrize(
+    ("values", "restarted"),
+    [
+        ({"ledger": {"haltHeight": 900}}, {"ledger"}),
+        ({"agents": {"warmTrainer": False}}, {"agent"}),
+        ({"operator": {"logLevel": "debug"}}, {"operator"}),
+        ({"federation": {"name": "another"}}, {"ledger", "scheduler", "validator", "gateway", "operator", "agent"}),
+    ],
+    ids=["a setting of the ledger", "of agents", "of the operator", "of all"],
+)
+def test_a_setting_restarts_the_pods_that_read_it_and_no_others(values: Object, restarted: set[str]) -> None:
+    def sums(objects: list[Object]) -> dict[str, str]:
+        return {
+            pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod["metadata"]["annotations"][
+                "checksum/settings"
+            ]
+            for _, pod in pod_templates(objects)
+            if "checksum/settings" in pod["metadata"].get("annotations", {})
+        }
+
+    before, after = sums(render()), sums(render(values))
+    assert set(before) == {"ledger", "scheduler", "validator", "gateway", "operator", "agent"}
+    assert all(before.values())
+    assert {role for role in before if before[role] != after[role]} == restarted

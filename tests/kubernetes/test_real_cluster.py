@@ -19,10 +19,14 @@ from talkoo_sim.cluster.access import client_of
 from talkoo_sim.cluster.binaries import kubectl
 from talkoo_sim.cluster.commands import run
 from talkoo_sim.cluster.deployment import Deployment
-from talkoo_sim.cluster.own_images import ROOT
+from talkoo_sim.cluster.images import import_image
+from talkoo_sim.cluster.own_images import COMET, ROOT, image_archive, image_name
 
 EXAMPLE = ROOT / "examples" / "digits"
 TASK_S = 900.0
+ENDED = ("Succeeded", "Failed", "Cancelled")
+BLOCKS_TO_THE_HALT = 30
+"""More than are decided until the ledger has been told."""
 BUDGET_UTLK = parse_tlk("80 TLK")
 
 
@@ -51,7 +55,7 @@ def test_a_task_that_kubectl_applies_ends_in_a_trained_verified_paid_model(
         if phase and (not phases or phases[-1] != phase):
             phases.append(phase)
         assert task.get("status", {}).get("reason") != "InvalidSpec", task["status"]
-        return task if phase in ("Succeeded", "Failed", "Cancelled") else None
+        return task if phase in ENDED else None
 
     task = eventually(ended, "the task ends", TASK_S)
     status = task["status"]
@@ -183,6 +187,46 @@ def test_the_ledger_comes_back_from_a_backup_of_its_disk(
     with client_of(deployed, "default", tmp_path) as client:
         eventually(lambda: client.status().height > 1, "the chain goes on")
         assert (client.status().chain_id, client.account().balance_utlk) == (before.chain_id, balance)
+
+
+@pytest.mark.timeout(1200)
+def test_the_chain_moves_to_cometbft_and_a_task_is_trained_and_paid_under_it(
+    deployed: Deployment, eventually: Callable[..., Any], tmp_path: Path
+) -> None:
+    """One value stops the ledger at a block, the next one lets CometBFT go on behind it."""
+    cluster = deployed.cluster
+    import_image(cluster.layout, image_archive(COMET))
+    with client_of(deployed, "default", tmp_path) as client:
+        before, balance = client.status(), client.account().balance_utlk
+    halt = before.height + BLOCKS_TO_THE_HALT
+
+    def height() -> int:
+        with client_of(deployed, "default", tmp_path) as client:
+            return client.status().height
+
+    deployed.install("--set", f"ledger.haltHeight={halt}")
+    eventually(lambda: height() == halt, "the ledger stands at its last block")
+    repository, tag = image_name(COMET).split(":")
+    image = f"images.comet.repository={repository},images.comet.tag={tag}"
+    deployed.install("--set", f"ledger.engine=cometbft,{image}")
+    deployed.wait_ready()
+    with client_of(deployed, "default", tmp_path) as client:
+        eventually(lambda: client.status().height > halt, "CometBFT decides")
+        assert (client.status().chain_id, client.account().balance_utlk) == (before.chain_id, balance)
+
+    task = yaml.safe_load((EXAMPLE / "task.yaml").read_text())
+    task["metadata"]["name"] = "comet"
+    task["spec"] |= {"steps": 30, "model": {"name": "comet"}}
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(task))
+    status = eventually(
+        lambda: (
+            found if (found := cluster.get("trainingtask", "comet").get("status", {})).get("phase") in ENDED else None
+        ),
+        "the task ends",
+        TASK_S,
+    )
+    assert status["phase"] == "Succeeded", status
+    assert parse_tlk(status["tokens"]["spent"]) > 0
 
 
 @pytest.mark.timeout(600)

@@ -181,3 +181,12 @@ volumeClaimTemplates:
       resources: {requests: {storage: {{ .persistence.size }}}}
 {{- end }}
 {{- end }}
+
+{{/* Of one role's settings: its pods restart when those change, and no others. */}}
+{{- define "talkoo.settingsSum" -}}
+{{- $role := .role }}
+{{- range splitList "\n---\n" (include (print .root.Template.BasePath "/settings.yaml") .root) }}
+{{- $settings := fromYaml . }}
+{{- if eq (dig "metadata" "labels" "app.kubernetes.io/component" "" $settings) $role }}{{ $settings.data | toJson | sha256sum }}{{ end }}
+{{- end }}
+{{- end }}
