@@ -20,31 +20,22 @@ import msgspec
 import psutil
 import pytest
 import torch
-from talkoo_agent.service import serve
-from talkoo_agent.settings import AgentSettings
-from talkoo_api.agent.v1 import agent_pb2, agent_pb2_grpc, node_pb2
-from talkoo_api.ledger.v1 import service_pb2, service_pb2_grpc, state_pb2, tx_pb2
-from talkoo_api.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from talkoo_api.agent.v1 import agent_pb2, node_pb2
+from talkoo_api.ledger.v1 import tx_pb2
 from talkoo_ledger.records import SegmentPhase, TaskPhase
-from talkoo_ledger.wire import event_proto, tx_result_proto
 
-from talkoo_core.errors import NotFound, PermissionDenied, TalkooError, error_of
+from talkoo_core.errors import NotFound, PermissionDenied, TalkooError
 from talkoo_core.signing import PublicKey
 from talkoo_math.determinism import make_deterministic
 from talkoo_math.flops import flops_per_sample
 from talkoo_math.program import load_program
 from talkoo_math.step import StateRecipe, make_state
-from talkoo_runtime.blobs import open_blob_store
 from talkoo_runtime.bundle import pack_folder
-from talkoo_runtime.grpc_client import open_channel, raise_from_rpc
-from talkoo_runtime.grpc_server import make_server, start_server
-from talkoo_runtime.keys import save_key
+from talkoo_runtime.grpc_client import raise_from_rpc
 from talkoo_runtime.node_files import ORDERS_FILE, PODS_FILE, REPORT_FILE, read_message, write_message
-from talkoo_runtime.pki import ensure_authority, ensure_certificate, identity_uri, trust_bundle
-from talkoo_runtime.service_settings import ServiceSettings
-from talkoo_runtime.supervision import Background
 from talkoo_sim.agent_process import AgentProcess
-from talkoo_sim.ledger_chain import LedgerChain, address, make_genesis, verdict_of
+from talkoo_sim.agent_town import Town
+from talkoo_sim.ledger_chain import address, verdict_of
 from talkoo_sim.ports import free_port
 from talkoo_sim.scraping import scrape
 from talkoo_sim.stand_in_nvml import H100, StandInDriver
@@ -52,179 +43,6 @@ from talkoo_sim.stand_in_nvml import H100, StandInDriver
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 DEADLINE_S = 120.0
 GANG = ("north-1", "east-1")
-
-
-class Chain(service_pb2_grpc.LedgerServicer):
-    """STAND-IN for a ledger node: every transaction is decided at once, in a block of its own."""
-
-    def __init__(self) -> None:
-        self.sim = LedgerChain(make_genesis(emission_per_epoch_utlk=0))
-        self.results: dict[bytes, service_pb2.TxResult] = {}
-        self.blocks: list[service_pb2.BlockEvents] = []
-        self.changed = asyncio.Event()
-
-    def decide(self, *txs: bytes) -> None:
-        """One block, and those that the ledger asks for at once."""
-        while True:
-            response = self.sim.block(*txs)
-            for index, (tx, result) in enumerate(zip(txs, response.tx_results, strict=True)):
-                self.results[hashlib.sha256(tx).digest()] = tx_result_proto(result, self.sim.height, index)
-            events = [event_proto(event) for event in response.all_events()]
-            self.blocks.append(service_pb2.BlockEvents(height=self.sim.height, events=events))
-            if not response.more_work:
-                break
-            txs = ()
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-    def send(self, name: str, message: Any) -> service_pb2.TxResult:
-        tx = self.sim.signed(name, message)
-        self.decide(tx)
-        result = self.results[hashlib.sha256(tx).digest()]
-        assert result.code == 0, result
-        return result
-
-    async def Broadcast(self, request: service_pb2.BroadcastRequest, context: Any) -> service_pb2.BroadcastResponse:  # noqa: N802
-        check = self.sim.application.check_tx(request.tx)
-        if check.code:
-            raise error_of(check.family, check.message, check.error_code)
-        self.decide(request.tx)
-        return service_pb2.BroadcastResponse(hash=hashlib.sha256(request.tx).digest())
-
-    async def WaitTx(self, request: service_pb2.WaitTxRequest, context: Any) -> service_pb2.TxResult:  # noqa: N802
-        return self.results[request.hash]
-
-    async def GetStatus(self, request: service_pb2.GetStatusRequest, context: Any) -> service_pb2.Status:  # noqa: N802
-        return service_pb2.Status(chain_id=self.sim.genesis.chain_id, height=self.sim.height)
-
-    async def Get(self, request: service_pb2.GetRequest, context: Any) -> service_pb2.GetResponse:  # noqa: N802
-        found = self.sim.application.query(request.module, request.key)
-        if found.value is None:
-            raise NotFound(f"there is no {request.key} in {request.module}")
-        return service_pb2.GetResponse(value=found.value, height=found.height)
-
-    async def List(self, request: service_pb2.ListRequest, context: Any) -> service_pb2.ListResponse:  # noqa: N802
-        found, more = self.sim.application.list(request.module, request.prefix, request.after, request.limit)
-        entries = [service_pb2.Entry(key=key, value=value) for key, value in found]
-        return service_pb2.ListResponse(entries=entries, height=self.sim.height, more=more)
-
-    async def GetParams(self, request: service_pb2.GetParamsRequest, context: Any) -> state_pb2.Params:  # noqa: N802
-        return state_pb2.Params.FromString(self.sim.application.query("params", "params").value or b"")
-
-    async def Follow(self, request: service_pb2.FollowRequest, context: Any) -> AsyncIterator[service_pb2.BlockEvents]:  # noqa: N802
-        sent = request.from_height
-        while True:
-            changed = self.changed
-            for block in [block for block in self.blocks if block.height >= sent]:
-                yield block
-                sent = block.height + 1
-            await changed.wait()
-
-
-class Listener(scheduler_pb2_grpc.SchedulerServicer):
-    """STAND-IN for a scheduler: remembers the last offer of each node and all reports."""
-
-    def __init__(self) -> None:
-        self.offers: dict[str, scheduler_pb2.Offer] = {}
-        self.reports: list[scheduler_pb2.ReportShardRequest] = []
-
-    async def Offer(self, request: scheduler_pb2.OfferRequest, context: Any) -> scheduler_pb2.OfferResponse:  # noqa: N802
-        self.offers[request.offer.name] = request.offer
-        return scheduler_pb2.OfferResponse(ttl_s=2)
-
-    async def Withdraw(self, request: scheduler_pb2.WithdrawRequest, context: Any) -> scheduler_pb2.WithdrawResponse:  # noqa: N802
-        self.offers = {name: offer for name, offer in self.offers.items() if offer.node_id != request.node_id}
-        return scheduler_pb2.WithdrawResponse()
-
-    async def ReportShard(  # noqa: N802
-        self, request: scheduler_pb2.ReportShardRequest, context: Any
-    ) -> scheduler_pb2.ReportShardResponse:
-        self.reports.append(request)
-        return scheduler_pb2.ReportShardResponse()
-
-
-class Town:
-    """Certificates, a ledger, a scheduler, blobs and agents under one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.chain, self.listener = Chain(), Listener()
-        self.blobs = open_blob_store((folder / "blobs").as_uri())
-        authorities = [ensure_authority(folder / name, name) for name in ("north", "east")]
-        (folder / "trust.pem").write_bytes(trust_bundle(authorities))
-        self._stops: list[Callable[[], Any]] = []
-        self.endpoints: dict[str, str] = {}
-
-    def who(self, organization: str, role: str, name: str) -> dict[str, Any]:
-        at = self.folder / "members" / name
-        uri = identity_uri("talkoo-test", organization, role, name)
-        ensure_certificate(ensure_authority(self.folder / organization, organization), at, uri)
-        return {
-            "federation": "talkoo-test",
-            "organization": organization,
-            "name": name,
-            "listen": f"127.0.0.1:{free_port()}",
-            "state_dir": str(at / "state"),
-            "certificate": str(at / "certificate.pem"),
-            "private_key": str(at / "private-key.pem"),
-            "trust_bundle": str(self.folder / "trust.pem"),
-        }
-
-    async def open(self) -> None:
-        for role, add, servicer in (
-            ("ledger", service_pb2_grpc.add_LedgerServicer_to_server, self.chain),
-            ("scheduler", scheduler_pb2_grpc.add_SchedulerServicer_to_server, self.listener),
-        ):
-            settings = ServiceSettings(**self.who("north", role, role))
-            server = make_server()
-            add(servicer, server)
-            await start_server(server, settings)
-            self.endpoints[role] = settings.listen
-            self._stops.append(lambda server=server: server.stop(0))
-
-    def settings(self, name: str, **changes: Any) -> AgentSettings:
-        fields = self.who(name.split("-")[0], "agent", name)
-        key_path = self.folder / "members" / name / "account.key"
-        if not key_path.exists():
-            save_key(key_path, hashlib.sha256(f"sim key {name}".encode()).digest())
-        made = AgentSettings(
-            **fields,
-            ledger=self.endpoints["ledger"],
-            scheduler=self.endpoints["scheduler"],
-            blobs=(self.folder / "blobs").as_uri(),
-            account_key=str(key_path),
-            price_utlk_per_gflop=100_000,
-            request_price_utlk=50_000,
-            stake_utlk=20_000_000,
-            **changes,
-        )
-        Path(made.state_dir).mkdir(parents=True, exist_ok=True)
-        self.endpoints[name] = made.listen
-        return made
-
-    async def agent(self, name: str, **changes: Any) -> None:
-        settings = self.settings(name, **changes)
-        background = Background()
-        stop = await serve(settings, background)
-
-        async def both() -> None:
-            await stop()
-            await background.stop()
-
-        self._stops.insert(0, both)
-
-    async def close(self) -> None:
-        for stop in self._stops:
-            await stop()
-
-    def stub(self, name: str, role: str) -> Any:
-        """An agent's stub as a caller of this role sees it."""
-        at = self.who("north", role, f"{role}-caller")
-        channel = open_channel(
-            self.endpoints[name], Path(at["certificate"]), Path(at["private_key"]), Path(at["trust_bundle"])
-        )
-        self._stops.insert(0, channel.close)
-        return agent_pb2_grpc.AgentStub(channel)
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:

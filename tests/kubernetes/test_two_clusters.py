@@ -1,6 +1,7 @@
 """Two organizations with a real cluster each, the second one only dials out; they share nothing but an invitation.
 
-NetworkPolicies are enforced in both. The tests of this file are steps of one story, in order.
+NetworkPolicies are enforced in both, and south's certificates are cert-manager's. The tests of this file are steps of
+one story, in order.
 """
 
 from __future__ import annotations
@@ -124,6 +125,10 @@ def pair(
         except (NotFound, InvalidInput) as error:
             leave_out(error)
         first, second = made
+        try:
+            second.start_cert_manager()
+        except NotFound as error:
+            leave_out(error)
         only_outward(second.layout)
         host = first.layout.node_address(1)
         north = Deployment(
@@ -142,6 +147,7 @@ def pair(
             second,
             {
                 "organization": "south",
+                "certificates": {"issuer": "cert-manager"},
                 "federation": {
                     "invitation": invitation,
                     "stake": "100 TLK",  # north's chain goes on without it
@@ -238,6 +244,31 @@ def test_south_leaves_and_is_trusted_no_more(pair: Pair, eventually: Callable[..
     eventually(lambda: not any("south" in each for each in trusted(pair.north)), "north's parts trust it no more")
     before = federation(pair.north)["height"]
     eventually(lambda: federation(pair.north)["height"] > before, "north goes on")
+
+
+def test_cert_manager_renews_a_service_s_certificate(pair: Pair, eventually: Callable[..., Any]) -> None:
+    """As `cmctl renew` asks for it."""
+    cluster, namespace = pair.south.cluster, pair.south.namespace
+
+    def certificates() -> dict[str, dict[str, Any]]:
+        listed = cluster.get("-n", namespace, "certificates.cert-manager.io")["items"]
+        return {each["metadata"]["name"]: each["status"] for each in listed}
+
+    def secret() -> str:
+        return str(cluster.get("-n", namespace, "secret", "talkoo-gateway-tls")["data"]["tls.crt"])
+
+    assert {"talkoo-authority", "talkoo-gateway", "talkoo-ledger", "talkoo-operator"} <= certificates().keys()
+    for name, status in certificates().items():
+        assert [c["status"] for c in status["conditions"] if c["type"] == "Ready"] == ["True"], name
+    before = secret()
+    wish = {"type": "Issuing", "status": "True", "reason": "ManuallyTriggered", "message": "renewed by a test"}
+    ready = certificates()["talkoo-gateway"]["conditions"]
+    cluster.kubectl(
+        *("-n", namespace, "patch", "certificate.cert-manager.io", "talkoo-gateway", "--subresource=status"),
+        *("--type=merge", "-p", json.dumps({"status": {"conditions": [*ready, wish]}})),
+    )
+    eventually(lambda: certificates()["talkoo-gateway"].get("revision") == 2, "the certificate is issued again")
+    assert secret() != before
 
 
 def test_nobody_calls_what_is_not_for_them(pair: Pair) -> None:

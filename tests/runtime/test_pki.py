@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import datetime
+import ssl
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
 from talkoo_core.errors import InvalidInput
 from talkoo_runtime.pki import (
     CERTIFICATE_DAYS,
+    CLOCK_SKEW,
+    Authority,
     create_authority,
     der_of,
     ensure_authority,
@@ -51,6 +54,35 @@ def signed_by_itself(*organizations: str, issues: bool = True) -> bytes:
     made = made.serial_number(1).not_valid_before(NOW).not_valid_after(NOW + datetime.timedelta(days=1))
     made = made.add_extension(x509.BasicConstraints(ca=issues, path_length=None), critical=True)
     return made.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+@pytest.mark.parametrize("key_name", [b"named by others", None], ids=["named in another way", "not named"])
+def test_what_an_authority_issues_is_accepted_however_it_names_its_key(tmp_path: Path, key_name: bytes | None) -> None:
+    """cert-manager's authorities are such; who verifies compares the names."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "north")])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    now = datetime.datetime.now(datetime.UTC)
+    made = made.serial_number(1).not_valid_before(now - CLOCK_SKEW).not_valid_after(now + datetime.timedelta(days=1))
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    if key_name is not None:
+        made = made.add_extension(x509.SubjectKeyIdentifier(key_name), critical=False)
+    pem = made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    certificate, own_key = issue(Authority("north", pem, key_pem), URI, now)
+    (tmp_path / "both.pem").write_bytes(certificate + own_key)
+
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    server.load_cert_chain(tmp_path / "both.pem")
+    client.load_verify_locations(cadata=pem.decode())
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    theirs = server.wrap_bio(up, down, server_side=True)
+    ours = client.wrap_bio(down, up, server_hostname="localhost")
+    for end in (ours, theirs):  # each waits for what the other has not said yet
+        with pytest.raises(ssl.SSLWantReadError):
+            end.do_handshake()
+    ours.do_handshake()
+    assert ours.getpeercert()
 
 
 def test_an_authority_that_somebody_names_must_be_its_own() -> None:

@@ -13,7 +13,7 @@ from talkoo_sim.cluster.binaries import DEBIAN, NOT_PARTS, TOOLS, binary, cni_fo
 from talkoo_sim.cluster.cluster import Cluster
 from talkoo_sim.cluster.deployment import Deployment
 from talkoo_sim.cluster.layout import Layout
-from talkoo_sim.cluster.own_images import TARGETS, image_archive
+from talkoo_sim.cluster.own_images import COMET, TARGETS, image_archive
 
 DEFAULT_NAME = "play"
 
@@ -61,7 +61,7 @@ def prepare() -> None:
         if name not in NOT_PARTS:
             binary(name)
     cni_folder()
-    for target in TARGETS:
+    for target in (*TARGETS, COMET):
         image_archive(target)
     _say("the parts of a test cluster are there")
 

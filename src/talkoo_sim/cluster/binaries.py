@@ -59,6 +59,13 @@ TOOLS = {
         GoTool("coredns", "1.15.0", GO_MODULES / "coredns", "github.com/coredns/coredns", "about two minutes"),
         GoTool("helm", "4.3.1", GO_MODULES / "helm", "helm.sh/helm/v4/cmd/helm", "about two minutes"),
         GoTool(
+            "cert-manager",
+            "1.11.5",
+            GO_MODULES / "cert-manager",
+            "github.com/cert-manager/cert-manager/cmd/controller",
+            "about three minutes",
+        ),
+        GoTool(
             "kube-router",
             "2.1.0",
             GO_MODULES / "kube-router",

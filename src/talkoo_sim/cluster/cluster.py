@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from talkoo_core.errors import Conflict, Failed, InvalidInput, TalkooError, Unavailable
-from talkoo_sim.cluster import control_plane
+from talkoo_sim.cluster import cert_manager, control_plane
 from talkoo_sim.cluster.addons import addons
 from talkoo_sim.cluster.binaries import kubectl
 from talkoo_sim.cluster.certificates import ClusterAuthority
@@ -107,6 +107,13 @@ class Cluster:
         """From now on NetworkPolicies hold. Raises InvalidInput for a cluster of more than one node, NotFound."""
         self._start("kube-router", enforcer_command(self.layout))
         self._until(lambda: enforced(self.layout), "policies are enforced")
+
+    def start_cert_manager(self) -> None:
+        """Its resources and its controller. Raises NotFound."""
+        self.apply(*cert_manager.resources())
+        names = [f"crd/{each['metadata']['name']}" for each in cert_manager.resources()]
+        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names, timeout_s=70.0)
+        self._start(cert_manager.NAME, cert_manager.controller_command(self.layout))
 
     def restart(self, part: str, *, at_once: bool = True) -> None:
         """End one part, by SIGKILL when `at_once`, and start it with the command it had."""

@@ -98,15 +98,16 @@ def _ensure_base() -> None:
 
 
 def _go_base() -> Iterator[str]:
-    """Arguments that name a base with this machine's Go, and give the build the modules that are here already."""
-    version, root, modules = run([find_go(), "env", "GOVERSION", "GOROOT", "GOMODCACHE"]).split()
+    """Arguments: a base with this machine's Go, and what that has fetched and compiled already."""
+    version, root, *kept = run([find_go(), "env", "GOVERSION", "GOROOT", "GOMODCACHE", "GOCACHE"]).split()
     name = f"{GO_BASE}:{version}"
     if not _buildah("images", "--quiet", "--filter", f"reference={name}").strip():
         dockerfile = f"FROM {BASE}\nCOPY . /usr/local/go\nENV PATH=/usr/local/go/bin:/usr/bin:/bin\n"
         _buildah("bud", "--isolation", "chroot", "--tag", name, "--file", "-", root, stdin=dockerfile)
-    Path(modules).mkdir(parents=True, exist_ok=True)
-    yield from ("--build-arg", f"GO={name}", "--volume", f"{modules}:/modules", "--env", "GOMODCACHE=/modules")
-    yield from ("--env", "GOCACHE=/tmp/go-build")
+    yield from ("--build-arg", f"GO={name}")
+    for variable, folder in zip(("GOMODCACHE", "GOCACHE"), kept, strict=True):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        yield from ("--volume", f"{folder}:/{variable}", "--env", f"{variable}=/{variable}")
 
 
 def _buildah(*arguments: str, stdin: str | None = None) -> str:
