@@ -43,6 +43,8 @@ KILLS = int(os.environ.get("TALKOO_COMET_KILLS", "4"))
 """How often processes are killed in one test; more for a longer run."""
 CALL_S = 60.0
 """For one call or the end of a process, on a machine that is busy with other things."""
+BLOCKS_TO_THE_HALT = 25
+"""More than are decided until all members have been stopped."""
 
 
 def timeless_genesis() -> Genesis:
@@ -330,13 +332,18 @@ async def test_a_chain_of_our_own_engine_goes_on_under_cometbft(federation: Fede
 
     A member that comes later takes CometBFT's genesis from another, and a snapshot.
     """
-    halt = 8
-    ledgers = federation(settings={"engine": "embedded", "halt_height": halt, "snapshot_interval_blocks": 4})
+    ledgers = federation(settings={"engine": "embedded", "snapshot_interval_blocks": 4})
     ledgers.start()
     await ledgers.reach(1)
     before = transfers(ledgers.genesis, 5, 100)
     await send(ledgers, "north", before)
     await final(ledgers, "south", before)
+    halt = await ledgers.height("north") + BLOCKS_TO_THE_HALT
+    ledgers.stop(*ledgers.names, how=signal.SIGTERM)
+    ledgers.settings["halt_height"] = halt
+    for name in ledgers.names:
+        ledgers.write_settings(name)
+    ledgers.start()
     await ledgers.reach(halt)
     root = (await ledgers.client("north").status()).app_hash
     ledgers.stop(*ledgers.names, how=signal.SIGTERM)
