@@ -30,7 +30,7 @@ from talkoo_core.errors import Corrupt, Failed, InsufficientFunds, InvalidInput,
 from talkoo_core.ids import is_address
 from talkoo_core.signing import PrivateKey
 from talkoo_runtime.blobs import CHUNK_BYTES, MAX_GATEWAY_BLOB_BYTES
-from talkoo_runtime.grpc_client import first_status, open_channel, raise_from_rpc
+from talkoo_runtime.grpc_client import answer_of, open_channel, raise_from_rpc
 from talkoo_runtime.keys import address_of, load_key
 from talkoo_runtime.ledger_client import LedgerClient
 
@@ -251,12 +251,7 @@ class AsyncClient:
                 digest.update(data)
                 yield gateway_pb2.BlobChunk(data=data)
 
-        call = self.stub.PutBlob(chunks(), timeout=BLOB_TIMEOUT_S)
-        try:
-            with first_status(call):
-                info = await call
-        except grpc.aio.AioRpcError as error:
-            raise_from_rpc(error)
+        info = await translated(answer_of(self.stub.PutBlob(chunks(), timeout=BLOB_TIMEOUT_S)))
         if info.sha256 != digest.hexdigest():
             raise Corrupt("the gateway stored other bytes than were sent; send them again")
         return str(info.sha256)

@@ -22,7 +22,7 @@ from talkoo_core.errors import Corrupt, Exhausted, NotFound, PermissionDenied, T
 from talkoo_runtime import blobs
 from talkoo_runtime.blobs import CHUNK_BYTES, MAX_GATEWAY_BLOB_BYTES, SHA256_KEY
 from talkoo_runtime.disk import full_disk_is_exhausted
-from talkoo_runtime.grpc_client import drop_closed_channels, error_from_rpc, first_status, service_channel
+from talkoo_runtime.grpc_client import answer_of, drop_closed_channels, error_from_rpc, service_channel
 from talkoo_runtime.service_settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,7 @@ class GatewayBlobStore:
         async def send() -> gateway_pb2.BlobInfo:
             with await asyncio.to_thread(open_reader) as reader:
                 call = self._stub().PutBlob(_chunks(reader), timeout=TRANSFER_TIMEOUT_S, metadata=announced)
-                with first_status(call):
-                    info: gateway_pb2.BlobInfo = await call
+                info: gateway_pb2.BlobInfo = await answer_of(call)
             return info
 
         if (info := await self._again(send)).sha256 != digest:

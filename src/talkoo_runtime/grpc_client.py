@@ -10,10 +10,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from talkoo_runtime.grpc_errors import error_from_rpc, first_status, raise_from_rpc
+from talkoo_runtime.grpc_errors import answer_of, error_from_rpc, first_status, raise_from_rpc
 from talkoo_runtime.service_settings import ServiceSettings
 
 __all__ = [
+    "answer_of",
     "drop_closed_channels",
     "error_from_rpc",
     "files_seen",

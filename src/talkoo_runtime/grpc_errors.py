@@ -102,6 +102,12 @@ def first_status(call: Any) -> Iterator[None]:
         raise
 
 
+async def answer_of(call: Any) -> Any:
+    """The answer to a stream of requests. Raises what the other side said, as `first_status`."""
+    with first_status(call):
+        return await call
+
+
 def _status_now(call: Any) -> grpc.aio.AioRpcError:
     """Of a call that has just ended. Its coroutines give the status, and do not wait for it any more."""
     return grpc.aio.AioRpcError(

@@ -218,13 +218,12 @@ def test_the_chain_moves_to_cometbft_and_a_task_is_trained_and_paid_under_it(
     task["metadata"]["name"] = "comet"
     task["spec"] |= {"steps": 30, "model": {"name": "comet"}}
     cluster.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(task))
-    status = eventually(
-        lambda: (
-            found if (found := cluster.get("trainingtask", "comet").get("status", {})).get("phase") in ENDED else None
-        ),
-        "the task ends",
-        TASK_S,
-    )
+
+    def ended() -> dict[str, Any] | None:
+        found = dict(cluster.get("trainingtask", "comet").get("status", {}))
+        return found if found.get("phase") in ENDED else None
+
+    status = eventually(ended, "the task ends", TASK_S)
     assert status["phase"] == "Succeeded", status
     assert parse_tlk(status["tokens"]["spent"]) > 0
 

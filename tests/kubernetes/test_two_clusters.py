@@ -122,13 +122,10 @@ def pair(
                 made.append(cluster)
                 cluster.up()
                 cluster.enforce_policies()
+            made[1].start_cert_manager()
         except (NotFound, InvalidInput) as error:
             leave_out(error)
         first, second = made
-        try:
-            second.start_cert_manager()
-        except NotFound as error:
-            leave_out(error)
         only_outward(second.layout)
         host = first.layout.node_address(1)
         north = Deployment(

@@ -6,6 +6,7 @@ here is converted, and what the chart makes is checked by the resources' own sch
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ MODULE = "github.com/cert-manager/cert-manager"
 
 def resources() -> list[dict[str, Any]]:
     """Its CustomResourceDefinitions, without the labels that its chart fills in."""
-    binary(NAME)  # Go has the module then
-    folder = run([find_go(), "-C", TOOLS[NAME].module, "list", "-m", "-f", "{{.Dir}}", MODULE]).strip()
-    files = sorted((Path(folder) / "deploy" / "crds").glob("*.yaml"))
+    module = json.loads(run([find_go(), "-C", TOOLS[NAME].module, "mod", "download", "-json", MODULE]))
+    files = sorted((Path(module["Dir"]) / "deploy" / "crds").glob("*.yaml"))
     made: list[dict[str, Any]] = [yaml.safe_load(file.read_text()) for file in files]
     for each in made:
         del each["metadata"]["labels"]

@@ -110,8 +110,9 @@ class Cluster:
 
     def start_cert_manager(self) -> None:
         """Its resources and its controller. Raises NotFound."""
-        self.apply(*cert_manager.resources())
-        names = [f"crd/{each['metadata']['name']}" for each in cert_manager.resources()]
+        resources = cert_manager.resources()
+        self.apply(*resources)
+        names = [f"crd/{each['metadata']['name']}" for each in resources]
         self.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names, timeout_s=70.0)
         self._start(cert_manager.NAME, cert_manager.controller_command(self.layout))
 
