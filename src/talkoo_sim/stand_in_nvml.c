@@ -97,6 +97,16 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **out) {
     *out = &handles[index][0];
     return OK;
 }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **out) {
+    char content[LINE];
+    for (int card = 0; card < CARDS; card++)
+        for (int part = 0; part <= PARTS; part++)
+            if (text(&handles[card][part], "uuid", content, sizeof content) == OK && !strcmp(content, uuid)) {
+                *out = &handles[card][part];
+                return OK;
+            }
+    return NOT_FOUND;
+}
 int nvmlDeviceGetName(void *card, char *out, unsigned int size) { return text(card, "name", out, size); }
 int nvmlDeviceGetUUID(void *card, char *out, unsigned int size) { return text(card, "uuid", out, size); }
 int nvmlDeviceGetBrand(void *card, unsigned int *out) { return small(card, "brand", out); }

@@ -1,4 +1,5 @@
-"""STAND-IN for NVIDIA's driver library, for machines without a GPU. It answers pynvml's real bindings from a file.
+"""STAND-IN for NVIDIA's driver libraries, for machines without a GPU. NVML answers pynvml's real bindings from a file;
+CUDA has no card, and tells which ones it was let to see.
 
 Nothing that was seen with it says how a real card behaves; it shows that we ask NVML rightly and pass on what it says.
 """
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from talkoo_core.errors import NotFound
 
-SOURCE = Path(__file__).with_suffix(".c")
+LIBRARIES = {"libnvidia-ml.so.1": "stand_in_nvml.c", "libcuda.so.1": "stand_in_cuda.c"}
 H100 = {
     "name": "NVIDIA H100 80GB HBM3",
     "uuid": "GPU-bc5610b9-79c8-fedd-8899-07539c7f868a",
@@ -39,7 +40,7 @@ H100 = {
 
 
 class StandInDriver:
-    """The library in a folder, and the file that it answers from."""
+    """The libraries in a folder, and the file that NVML answers from."""
 
     def __init__(self, folder: Path) -> None:
         compiler = shutil.which("gcc") or shutil.which("cc")
@@ -48,9 +49,9 @@ class StandInDriver:
         self.folder = folder
         self._state = folder / "state.txt"
         self._events: list[str] = []
-        library = folder / "libnvidia-ml.so.1"
-        command = [compiler, "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(library), str(SOURCE)]
-        subprocess.run(command, check=True, timeout=60)
+        for library, source in LIBRARIES.items():
+            command = [compiler, "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(folder / library)]
+            subprocess.run([*command, str(Path(__file__).with_name(source))], check=True, timeout=60)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -64,6 +65,13 @@ class StandInDriver:
         beside = self._state.with_suffix(".new")
         beside.write_text("\n".join(lines) + "\n")
         beside.replace(self._state)
+
+    @property
+    def seen(self) -> list[tuple[int, str]]:
+        """Process and CUDA_VISIBLE_DEVICES at each initialisation of CUDA, in their order."""
+        file = self.folder / "seen.txt"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [(int(process), cards) for process, _, cards in (line.partition(" ") for line in lines)]
 
     def event(self, card: int, xid: int) -> None:
         """An XID, from the next call of `cards` on."""

@@ -1,4 +1,4 @@
-"""Real trainer children, spoken to over their pipes."""
+"""Real trainer children, spoken to over their pipes; the driver that stands in for NVIDIA's; settings."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import hashlib
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Queue
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import msgspec
 import pytest
+from talkoo_agent.settings import AgentSettings
 from talkoo_agent.trainer_messages import (
     ChildFailed,
     Listening,
@@ -24,6 +25,9 @@ from talkoo_agent.trainer_messages import (
     from_trainer,
     line_of,
 )
+
+from talkoo_core.errors import NotFound, TalkooError
+from talkoo_sim.stand_in_nvml import StandInDriver
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 CHILD_DEADLINE_S = 120.0
@@ -55,7 +59,7 @@ def digits_start(work_dir: Path, rank: int, shares: list[int], port: int, **chan
 class Trainer:
     """One child. Its lines are read by a thread into a queue, so that no test can hang on a pipe."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.errors = folder / "stderr.txt"
         with self.errors.open("wb") as errors:
@@ -64,6 +68,7 @@ class Trainer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
+                env=environment,
             )
         self._lines: Queue[bytes] = Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -158,3 +163,35 @@ def group_of() -> type[Group]:
 @pytest.fixture(scope="session")
 def digits() -> Path:
     return DIGITS
+
+
+@pytest.fixture
+def trainer_of() -> type[Trainer]:
+    """For tests that need one child of their own; they kill it."""
+    return Trainer
+
+
+@pytest.fixture
+def start_of() -> Callable[..., Start]:
+    return digits_start
+
+
+@pytest.fixture
+def driver(tmp_path: Path, leave_out: Callable[[TalkooError], NoReturn]) -> StandInDriver:
+    """STAND-IN for the driver of a machine with GPUs."""
+    folder = tmp_path / "driver"
+    folder.mkdir()
+    try:
+        return StandInDriver(folder)
+    except NotFound as error:
+        leave_out(error)
+
+
+@pytest.fixture
+def own_settings(tmp_path: Path) -> AgentSettings:
+    """Nobody listens at these places."""
+    return AgentSettings(
+        federation="f", organization="south", name="south-1", listen="127.0.0.1:1", state_dir=str(tmp_path),
+        certificate="c", private_key="k", trust_bundle="t", ledger="l", scheduler="s", blobs="b", account_key="a",
+        price_utlk_per_gflop=1, request_price_utlk=1, stake_utlk=20,
+    )  # fmt: skip

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
-from talkoo_core.errors import NotFound, TalkooError
 from talkoo_sim.stand_in_nvml import H100, StandInDriver
 
 READER = Path(__file__).parent / "nvml_reader.py"
@@ -47,11 +46,8 @@ class Reader:
 
 
 @pytest.fixture
-def reader(tmp_path: Path, leave_out: Callable[[TalkooError], NoReturn]) -> Iterator[Reader]:
-    try:
-        made = Reader(StandInDriver(tmp_path))
-    except NotFound as error:
-        leave_out(error)
+def reader(driver: StandInDriver) -> Iterator[Reader]:
+    made = Reader(driver)
     try:
         yield made
     finally:
@@ -86,12 +82,41 @@ def test_what_a_card_does_not_tell_is_unknown_and_not_zero(reader: Reader) -> No
     assert card["temperature_c"] == 61
 
 
-def test_the_device_that_is_lent_is_the_first_card(reader: Reader) -> None:
-    reader.driver.cards(H100, {**H100, "uuid": "GPU-2"})
+def test_all_cards_are_lent_as_one_device_and_each_has_its_own_counter(reader: Reader) -> None:
+    second = H100 | {"uuid": "GPU-2", "energy_mj": 9_000_000, "memory_total": 85_000_000_000}
+    reader.driver.cards(H100, second)
     read = reader.read()
-    assert [card["gpu"]["uuid"] for card in read["cards"]] == [H100["uuid"], "GPU-2"]
+    assert [card["gpu"]["uuid"] for card in read["cards"]] == read["lent"] == [H100["uuid"], "GPU-2"]
     assert (read["device"]["kind"], read["device"]["description"]) == ("cuda", "NVIDIA H100 80GB HBM3")
     assert (read["device"]["power_mw"], read["device"]["power_source"]) == (700000, "nvml")
+    assert read["device"]["memory_bytes"] == 85_000_000_000
+    reader.driver.cards(H100, second | {"energy_mj": 9_007_000})
+    assert reader.read()["energy_mj"] == [0, 7_000]
+
+
+def test_a_part_of_a_card_has_no_counter_and_no_limit_of_its_own(reader: Reader) -> None:
+    """Its work is booked by processor time and its part of the card's limit: the counter counts other parts, too."""
+    part = {"mig_mode": 1, "mig.0.uuid": "MIG-a", "mig.0.slices": 1, "mig.0.memory_total": 10200547328}
+    reader.driver.cards(H100 | part)
+    read = reader.read()
+    assert read["lent"] == ["MIG-a"]
+    assert read["device"]["description"] == "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+    assert read["device"]["memory_bytes"] == 10200547328
+    share_mw = round(700000 * 10200547328 / int(str(H100["memory_total"])))
+    assert (read["device"]["power_mw"], read["device"]["power_source"]) == (share_mw, "declared")
+    reader.driver.cards(H100 | part | {"energy_mj": 5_009_000})
+    assert reader.read()["energy_mj"] == [2 * share_mw]
+
+
+def test_a_card_that_does_not_answer_at_the_start_is_left_out(reader: Reader) -> None:
+    reader.driver.cards(H100 | {"lost": 1}, H100 | {"uuid": "GPU-2"})
+    assert reader.read()["lent"] == ["GPU-2"]
+
+
+def test_a_node_whose_cards_are_all_lost_at_the_start_is_not_one_without_a_gpu(reader: Reader) -> None:
+    reader.driver.cards(H100 | {"lost": 1}, H100 | {"lost": 1})
+    code, message = reader.read()["error"]
+    assert (code, message) == ("gpu_lost", "no GPU answers (GPU is lost); reset them or restart the node")
 
 
 def test_without_a_driver_the_machine_is_its_processor(reader: Reader) -> None:
@@ -138,7 +163,6 @@ def test_a_card_that_fell_off_the_bus_is_a_fault_and_its_values_unknown(reader: 
     assert reader.card(H100)["faults"] == []
     reader.driver.cards(H100 | {"lost": 1})
     read = reader.read()
-    assert read["device"] == "the first GPU does not answer (GPU is lost); reset it or restart the node"
     card = read["cards"][0]
     assert card["faults"] == ["the card has fallen off the bus"]
     assert (card["temperature_c"], card["power_mw"]) == (None, None)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from talkoo_agent import offering
 from talkoo_agent.devices import find_device
+from talkoo_agent.lending import cards_for
 from talkoo_agent.node import Node
 from talkoo_agent.offering import REGISTERED, register
 from talkoo_agent.settings import AgentSettings
@@ -42,20 +42,17 @@ class StandInLedger:
 
 
 @pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+def node(own_settings: AgentSettings, monkeypatch: pytest.MonkeyPatch) -> Node:
     async def measured(*_: Any) -> Measured:
         return Measured(speed_flops=10**9, hardware_class="cpu", memory_bytes=0, duty=1.0)
 
     monkeypatch.setattr(offering, "speed_of", measured)
-    settings = AgentSettings(
-        federation="f", organization="south", name="south-1", listen="127.0.0.1:1", state_dir=str(tmp_path),
-        certificate="c", private_key="k", trust_bundle="t", ledger="l", scheduler="s", blobs="b", account_key="a",
-        price_utlk_per_gflop=1, request_price_utlk=1, stake_utlk=20,
-    )  # fmt: skip
     nothing: Any = None
     ledger: Any = StandInLedger()
-    device = find_device(declared_memory_bytes=1 << 28)
-    return Node(address_of(KEY), KEY, settings, device, ledger, scheduler=nothing, blobs=nothing, spare=nothing)
+    device, cards = find_device((), declared_memory_bytes=1 << 28), cards_for((), slots=1)
+    return Node(
+        address_of(KEY), KEY, own_settings, device, cards, ledger, scheduler=nothing, blobs=nothing, spare=nothing
+    )
 
 
 async def test_a_node_registers_once_and_again_only_when_something_changed(node: Node) -> None:
@@ -73,6 +70,6 @@ async def test_a_node_registers_once_and_again_only_when_something_changed(node:
 
 async def test_a_node_that_only_dials_out_says_so_in_its_offers(node: Node) -> None:
     record = await register(node)
-    assert not offer_of(node.settings, record, [], []).outbound_only
+    assert not offer_of(node.settings, record, node.cards, [], []).outbound_only
     node.settings = msgspec.structs.replace(node.settings, outbound_only=True)
-    assert offer_of(node.settings, record, [], []).outbound_only
+    assert offer_of(node.settings, record, node.cards, [], []).outbound_only

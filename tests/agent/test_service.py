@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 import psutil
@@ -24,7 +24,7 @@ from talkoo_api.agent.v1 import agent_pb2, node_pb2
 from talkoo_api.ledger.v1 import tx_pb2
 from talkoo_ledger.records import SegmentPhase, TaskPhase
 
-from talkoo_core.errors import NotFound, PermissionDenied, TalkooError
+from talkoo_core.errors import InvalidInput, PermissionDenied
 from talkoo_core.signing import PublicKey
 from talkoo_math.determinism import make_deterministic
 from talkoo_math.flops import flops_per_sample
@@ -84,8 +84,8 @@ async def digits_task(town: Town, folder: Path, **changes: Any) -> str:
     return town.chain.sim.create(**(spec | changes))
 
 
-def place(town: Town, task_id: str) -> None:
-    town.chain.send("north-scheduler", town.chain.sim.placement(task_id, *GANG))
+def place(town: Town, task_id: str, *names: str) -> None:
+    town.chain.send("north-scheduler", town.chain.sim.placement(task_id, *names or GANG))
 
 
 def judge_what_is_audited(town: Town, task_id: str) -> None:
@@ -300,21 +300,86 @@ async def test_a_node_without_a_gpu_says_so_and_offers_nothing_unless_allowed(to
     assert town.chain.sim.state.nodes.get(address("north-1")) is None
 
 
+async def test_two_shards_train_at_once_where_two_slots_are_offered(town: Town, tmp_path: Path) -> None:
+    await town.agent("north-1", node_folder=str(tmp_path / "shared"), slots=2)
+    await until(lambda: "north-1" in town.listener.offers, "the offer")
+    offers, sim = town.listener.offers, town.chain.sim
+    assert (offers["north-1"].state, offers["north-1"].slots) == ("ready", 2)
+    first, second = [await digits_task(town, DIGITS, steps=6000, steps_per_segment=150, min_nodes=1) for _ in range(2)]
+    place(town, first, "north-1")
+    await until(lambda: sim.task(first).next_segment == 1, "the first task's segment")
+    assert offers["north-1"].state == "ready"
+    place(town, second, "north-1")
+    begun = sim.task(first).next_segment
+    await until(lambda: sim.task(second).next_segment == 1, "the second task's segment")
+    await until(lambda: sim.task(first).next_segment > begun, "the first goes on beside it")
+    assert (offers["north-1"].state, offers["north-1"].reason) == ("busy", "2 of 2 slots are taken")
+    assert {(shard.task_id, shard.card) for shard in report(tmp_path / "shared").shards} == {(first, ""), (second, "")}
+
+
+async def test_each_shard_has_a_card_of_its_own_and_a_faulty_card_none(
+    town: Town, tmp_path: Path, driver: StandInDriver
+) -> None:
+    """The agent and its trainers are real; the driver is a STAND-IN without CUDA, so that trainers fail on their cards.
+
+    What they were let to see is what the driver tells.
+    """
+    folder, program = tmp_path / "shared", tmp_path / "program"
+    first_card, other_card = str(H100["uuid"]), "GPU-2"
+    driver.cards(H100, H100 | {"uuid": "GPU-L4", "name": "NVIDIA L4"}, H100 | {"uuid": other_card})
+    program.mkdir()
+    (program / "digits.py").write_text((DIGITS / "digits.py").read_text() + "\n\ntorch.cuda.is_available()\n")
+    agent = AgentProcess(town.settings("north-1", node_folder=str(folder), warm_trainer=False), driver.environment)
+    agent.start()
+    try:
+        await until(lambda: "north-1" in town.listener.offers, "the offer of the node with two equal GPUs")
+        offers, sim = town.listener.offers, town.chain.sim
+        assert (offers["north-1"].state, offers["north-1"].slots) == ("ready", 2)
+        assert [cards for _, cards in driver.seen] == [other_card], "it was measured on a card that is lent"
+        tasks = [await digits_task(town, program, min_nodes=1) for _ in range(2)]
+        for task_id in tasks:
+            place(town, task_id, "north-1")
+        held = dict(zip(tasks, (first_card, other_card), strict=True))
+        await until(lambda: {s.task_id: s.card for s in report(folder).shards} == held, "both shards in the report")
+        assert [gpu.lent for gpu in report(folder).gpus] == [True, False, True]
+        await until(lambda: all(sim.task(task_id).phase is TaskPhase.PENDING for task_id in tasks), "both failures")
+        assert sorted(cards for _, cards in driver.seen[1:]) == sorted([first_card, other_card])
+        await until(lambda: offers["north-1"].state == "ready", "both cards given back")
+
+        driver.event(0, 79)
+        driver.cards(H100, H100 | {"uuid": "GPU-L4", "name": "NVIDIA L4"}, H100 | {"uuid": other_card})
+        await until(lambda: offers["north-1"].slots == 1, "one card less")
+        assert (offers["north-1"].state, offers["north-1"].reason) == ("ready", "not lent for its fault: gpu-0: XID 79")
+        place(town, tasks[0], "north-1")
+        await until(lambda: [s.card for s in report(folder).shards] == [other_card], "the shard on the other card")
+    finally:
+        await asyncio.to_thread(agent.end)
+
+
+async def test_an_agent_that_is_to_lend_more_slots_than_cards_says_so_and_ends(
+    town: Town, driver: StandInDriver
+) -> None:
+    driver.cards(H100, H100 | {"uuid": "GPU-2"})
+    environment = driver.environment | {"CUDA_VISIBLE_DEVICES": "1"}
+    agent = AgentProcess(town.settings("north-1", slots=2), environment)
+    agent.start()
+    try:
+        assert agent.process is not None
+        assert await asyncio.to_thread(agent.process.wait, DEADLINE_S) == InvalidInput("").exit_status
+    finally:
+        await asyncio.to_thread(agent.end)
+
+
 async def test_a_faulty_gpu_is_reported_and_its_node_takes_no_work(
-    town: Town, tmp_path: Path, leave_out: Callable[[TalkooError], NoReturn]
+    town: Town, tmp_path: Path, driver: StandInDriver
 ) -> None:
     """The agent is real, and so are pynvml's bindings; the driver below them is a STAND-IN."""
-    folder, library = tmp_path / "shared", tmp_path / "driver"
-    library.mkdir()
-    try:
-        driver = StandInDriver(library)
-    except NotFound as error:
-        leave_out(error)
+    folder = tmp_path / "shared"
     driver.cards(H100, {**H100, "uuid": "GPU-2"})
     settings = town.settings("north-1", node_folder=str(folder), allow_cpu=False, warm_trainer=False)
     port = free_port()
     settings = msgspec.structs.replace(settings, metrics_listen=f"127.0.0.1:{port}")
-    agent = AgentProcess(settings, driver.environment)
+    agent = AgentProcess(settings, driver.environment | {"CUDA_VISIBLE_DEVICES": "0"})
     agent.start()
     try:
         await until(lambda: "north-1" in town.listener.offers, "the offer of the node with a GPU")

@@ -22,7 +22,8 @@ def measurements(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     done: list[int] = []
 
-    async def measure() -> Measured:
+    async def measure(card: str) -> Measured:
+        assert card == ""
         done.append(1)
         await asyncio.sleep(0)  # lets the others see the lock taken
         return Measured(speed_flops=1_000_000, hardware_class="cpu/a core", memory_bytes=0, duty=1.0)

@@ -1,16 +1,17 @@
-"""What the node is: its accelerator by NVML, or an honest description of its processor where there is none."""
+"""What a slot of the node is: a card by NVML, or an honest description of the processor where there is none."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
 import pynvml
 
-from talkoo_agent.nvml import nvml
+from talkoo_agent.cards import Card
+from talkoo_agent.nvml import nvml, told
 from talkoo_agent.processor import processor_name
-from talkoo_core.errors import Failed
 
 CPU_CORE_POWER_MW = 15_000
 """Declared default for one busy core: a server core with its share of memory and losses draws 5 to 25 W."""
@@ -18,7 +19,7 @@ CPU_CORE_POWER_MW = 15_000
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`kind` is cpu or cuda; `power_mw` is the draw at full load, of the GPU or of one core."""
+    """`kind` is cpu or cuda; `power_mw` is the draw at full load, of one card or of one core."""
 
     kind: str
     description: str
@@ -31,19 +32,13 @@ class Device:
         return "nccl" if self.kind == "cuda" else "gloo"
 
 
-def find_device(declared_power_mw: int = 0, declared_memory_bytes: int = 0) -> Device:
-    """The first GPU, else the processor. Declared figures win over defaults and lower what is lent, never raise it.
+def find_device(lent: Sequence[Card], declared_power_mw: int = 0, declared_memory_bytes: int = 0) -> Device:
+    """What stands on the ledger for each of the cards, which are alike; the processor where none is lent.
 
-    Raises Failed (code `gpu_lost`) when the GPU is there and does not answer.
+    The smallest memory counts. Declared figures win over defaults and lower what is lent, never raise it.
     """
-    with nvml() as answers:
-        try:
-            if answers and pynvml.nvmlDeviceGetCount() > 0:
-                return _gpu(declared_power_mw, declared_memory_bytes)
-        except pynvml.NVMLError as error:
-            raise Failed(
-                f"the first GPU does not answer ({error}); reset it or restart the node", code="gpu_lost"
-            ) from None
+    if lent:
+        return _gpu(lent, declared_power_mw, declared_memory_bytes)
     total = int(psutil.virtual_memory().total)
     return Device(
         kind="cpu",
@@ -54,28 +49,39 @@ def find_device(declared_power_mw: int = 0, declared_memory_bytes: int = 0) -> D
     )
 
 
-def _gpu(declared_power_mw: int, declared_memory_bytes: int) -> Device:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-    name = pynvml.nvmlDeviceGetName(handle)
-    total = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-    try:
-        limit_mw, source = int(pynvml.nvmlDeviceGetEnforcedPowerLimit(handle)), "nvml"
-    except pynvml.NVMLError:  # some virtual GPUs hide it
-        limit_mw, source = declared_power_mw or CPU_CORE_POWER_MW, "declared"
+def _gpu(lent: Sequence[Card], declared_power_mw: int, declared_memory_bytes: int) -> Device:
+    least = min(card.memory_bytes for card in lent)
+    power_mw, source = _power(lent[0], declared_power_mw)
     return Device(
         kind="cuda",
-        description=name if isinstance(name, str) else name.decode(),
-        memory_bytes=min(declared_memory_bytes or total, total),
-        power_mw=limit_mw,
+        description=lent[0].product,
+        memory_bytes=min(declared_memory_bytes or least, least),
+        power_mw=power_mw,
         power_source=source,
     )
 
 
-class EnergyMeter:
-    """Energy of a piece of work in millijoules: by NVML on a GPU, else processor time at the declared power."""
+def _power(card: Card, declared_mw: int) -> tuple[int, str]:
+    """Milliwatts and their source. A part of a GPU has no limit of its own: so much of the GPU's as of its memory."""
+    assert card.gpu is not None
+    with nvml() as answers:
+        handle = told(pynvml.nvmlDeviceGetHandleByUUID, card.gpu.uuid) if answers else None
+        limit_mw = None if handle is None else told(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    if limit_mw is not None and not card.is_part:
+        return int(limit_mw), "nvml"
+    if limit_mw is None or declared_mw:  # some virtual GPUs hide it
+        return declared_mw or CPU_CORE_POWER_MW, "declared"
+    return round(limit_mw * card.memory_bytes / max(card.gpu.memory_bytes, card.memory_bytes, 1)), "declared"
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+
+class EnergyMeter:
+    """Energy of a piece of work in millijoules: by the counter of its card, else processor time at the declared power.
+
+    Without a card (its UUID) there is no counter to read.
+    """
+
+    def __init__(self, device: Device, card: str = "") -> None:
+        self._device, self._card = device, card
         self._start_mj: int | None = None
 
     def begin(self) -> None:
@@ -89,13 +95,9 @@ class EnergyMeter:
         return round(cpu_seconds * self._device.power_mw)
 
     def _counter_mj(self) -> int | None:
-        if self._device.kind != "cuda" or self._device.power_source != "nvml":
+        if not self._card or self._device.power_source != "nvml":  # a part of a GPU has no counter of its own
             return None
         with nvml() as answers:
-            if not answers:
-                return None
-            try:
-                handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-                return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
-            except pynvml.NVMLError:  # before Volta there is no counter
-                return None
+            handle = told(pynvml.nvmlDeviceGetHandleByUUID, self._card) if answers else None
+            count_mj = None if handle is None else told(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+        return None if count_mj is None else int(count_mj)  # before Volta there is no counter

@@ -12,7 +12,7 @@ from talkoo_runtime.metrics import before_scrape, counter, gauge
 STEPS = counter("talkoo_agent_steps_total", "Training steps that this node's shards have done.")
 SAMPLES_PER_SECOND = gauge("talkoo_agent_samples_per_second", "What they train at the moment, all together.")
 SHARDS = gauge("talkoo_agent_shards", "Shards on this node now.")
-SLOTS = gauge("talkoo_agent_slots", "So many may be.")
+SLOTS = gauge("talkoo_agent_slots", "So many may be: one on each card that is lent and healthy, or at work.")
 SEGMENTS = counter("talkoo_agent_segments_committed_total", "Segments whose commitment the ledger took.")
 FAILURES = counter(
     "talkoo_agent_shard_failures_total", "Shards that ended by a failure, by its kind.", ["kind"], max_series=64
@@ -24,14 +24,14 @@ OFFERED = gauge("talkoo_agent_offered", "1 while the scheduler takes this node's
 JAILED = gauge("talkoo_agent_jailed", "1 while the ledger holds this node jailed for forging.")
 
 
-def watch_shards(rates: Callable[[], Iterable[float]], slots: int) -> None:
-    """`rates`: samples per second of each shard; read at each scrape."""
+def watch_shards(rates: Callable[[], Iterable[float]], slots: Callable[[], int]) -> None:
+    """`rates`: samples per second of each shard; both are read at each scrape."""
 
     def read() -> None:
         now = list(rates())
         SHARDS.set(len(now))
         SAMPLES_PER_SECOND.set(sum(now))
-        SLOTS.set(slots)
+        SLOTS.set(slots())
 
     before_scrape(read)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from talkoo_api.agent.v1 import agent_pb2, node_pb2
 
+from talkoo_agent.cards import Cards
 from talkoo_agent.devices import Device
 from talkoo_agent.journal import Journals
 from talkoo_agent.nvml import GpuWatch
@@ -28,6 +29,8 @@ class Node:
     key: PrivateKey
     settings: AgentSettings
     device: Device
+    """Of each slot."""
+    cards: Cards
     ledger: LedgerClient
     scheduler: Any
     """A SchedulerStub."""
@@ -50,11 +53,6 @@ class Node:
     def hand_back(self) -> str:
         """Why shards are to be given back after their present segment; empty when they are not."""
         return self.orders.drain if self.orders.hand_back else ""
-
-    @property
-    def faults(self) -> tuple[str, ...]:
-        """Of the card that is lent."""
-        return next((reading.faults for reading in self.watch.latest), ())
 
     @property
     def host(self) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pynvml
 
+from talkoo_core.errors import Failed
+
 log = logging.getLogger(__name__)
 
 MIG_DEVICES_MAX = 16
@@ -128,20 +130,27 @@ class GpuWatch:
         self.latest: tuple[Reading, ...] = ()
 
     def open(self) -> None:
-        """Find the cards. Their number does not change while the process lives."""
+        """Find the cards. Their number does not change while the process lives.
+
+        Raises Failed (code `gpu_lost`) when there are some and none answers.
+        """
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError:
             return
         self._open = True
+        lost = ""
         for index in range(pynvml.nvmlDeviceGetCount()):
             try:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
                 gpu = describe(index, handle)
             except pynvml.NVMLError as error:
+                lost = str(error)
                 log.error("GPU %d does not answer (%s) and is left out", index, error)
                 continue
             self._handles[gpu.uuid], self._gpus[gpu.uuid], self._faults[gpu.uuid] = handle, gpu, {}
+        if lost and not self._gpus:
+            raise Failed(f"no GPU answers ({lost}); reset them or restart the node", code="gpu_lost")
         self._events = self._register_events()
 
     def close(self) -> None:

@@ -49,7 +49,7 @@ REGISTERED = (
 
 async def register(node: Node) -> state_pb2.Node:
     """Measure and register, unless the ledger has it all already. Raises the errors of both."""
-    measured = await speed_of(node.device, node.settings.duty, node.folder)
+    measured = await speed_of(node.device, node.settings.duty, node.folder, node.cards.quietest.uuid)
     try:
         known = await node.ledger.node(node.id)
     except NotFound:
@@ -84,9 +84,9 @@ async def offer_forever(node: Node, work: Work, serving: Serving) -> None:
         JAILED.set(record.jailed)
         if _priced_anew(node):
             record = await register(node)
-        refusal = refusal_of(node.orders, node.faults, record)
+        refusal = refusal_of(node.orders, node.cards, record)
         draining = refusal.message if refusal is not None else ""
-        offer = offer_of(node.settings, record, work.running_tasks, serving.served_models, draining)
+        offer = offer_of(node.settings, record, node.cards, work.running_tasks, serving.served_models, draining)
         node.standing.record = record
         reason = refusal.reason if refusal is not None else offer.state.capitalize()
         node.standing.set(offer.state, reason, offer.reason or "the node takes work")

@@ -30,10 +30,11 @@ async def report_forever(node: Node, work: Work) -> None:
     count = 0
     while True:
         if count % READ_EVERY == 0:
-            before, faults = node.watch.latest, node.faults
-            count_changes(before, await asyncio.to_thread(node.watch.read), node.pods)
-            if node.faults != faults:
-                log.error("the GPU that is lent is faulty: %s", ", ".join(node.faults))
+            before = node.watch.latest
+            now = await asyncio.to_thread(node.watch.read)
+            count_changes(before, now, node.pods)
+            if node.cards.note_faults({reading.gpu.uuid: reading.faults for reading in now}):
+                log.error("faulty, and lent to no new shard: %s", node.cards.faults)
                 work.changed.set()
         count += 1
         if folder is not None:
@@ -69,10 +70,12 @@ def report_of(node: Node, work: Work, now_ns: int) -> node_pb2.NodeReport:
         device=device.description,
         memory_bytes=device.memory_bytes,
         price_utlk_per_gflop=settings.price_utlk_per_gflop,
-        slots=settings.slots,
-        gpus=[gpu_state(reading) for reading in node.watch.latest],
+        slots=node.cards.slots,
+        gpus=[gpu_state(reading, node.cards.lends(reading.gpu)) for reading in node.watch.latest],
         shards=[
-            node_pb2.HeldShard(task_id=s.task_id, attempt=s.attempt, rank=s.rank, stage=s.run.stage.value)
+            node_pb2.HeldShard(
+                task_id=s.task_id, attempt=s.attempt, rank=s.rank, stage=s.run.stage.value, card=s.card.uuid
+            )
             for s in work.shards
         ],
     )
@@ -92,7 +95,7 @@ def report_of(node: Node, work: Work, now_ns: int) -> node_pb2.NodeReport:
     return report
 
 
-def gpu_state(reading: Reading) -> node_pb2.GpuState:
+def gpu_state(reading: Reading, lent: bool) -> node_pb2.GpuState:
     gpu = reading.gpu
     return node_pb2.GpuState(
         index=gpu.index,
@@ -111,4 +114,5 @@ def gpu_state(reading: Reading) -> node_pb2.GpuState:
             node_pb2.MigState(uuid=part.uuid, profile=part.profile, memory_bytes=part.memory_bytes) for part in gpu.mig
         ],
         faults=reading.faults,
+        lent=lent,
     )

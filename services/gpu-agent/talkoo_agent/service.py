@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -18,8 +19,10 @@ from talkoo_api.scheduler.v1 import scheduler_pb2_grpc
 from talkoo_agent.devices import find_device
 from talkoo_agent.gpu_metrics import watch_gpus
 from talkoo_agent.interfaces import interface_environment
+from talkoo_agent.lending import cards_for, lent_cards
 from talkoo_agent.metrics import watch_shards
 from talkoo_agent.node import Node
+from talkoo_agent.nvml import GpuWatch
 from talkoo_agent.offering import offer_forever, withdraw
 from talkoo_agent.reporting import report_forever
 from talkoo_agent.servicer import AgentServicer
@@ -27,6 +30,7 @@ from talkoo_agent.serving import Serving
 from talkoo_agent.settings import HONEST, AgentSettings, check_settings
 from talkoo_agent.spare import Spare
 from talkoo_agent.speed import machine_folder
+from talkoo_agent.visible import VISIBLE
 from talkoo_agent.work import Work
 from talkoo_runtime.blobs import open_blob_store
 from talkoo_runtime.grpc_client import files_seen, raise_from_rpc, service_channel
@@ -37,7 +41,10 @@ from talkoo_runtime.supervision import Background
 
 log = logging.getLogger(__name__)
 MAX_PEER_CHANNELS = 32
-NO_GPU = "this node has no GPU that NVML can see, and lending the processor is not allowed (allow_cpu)"
+NO_GPU = (
+    "this node has no GPU that NVML sees and CUDA_VISIBLE_DEVICES leaves to it, "
+    "and lending the processor is not allowed (allow_cpu)"
+)
 
 
 class Peers:
@@ -78,7 +85,11 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
     """Start everything; the coroutine function that comes back stops it."""
     check_settings(settings)
     key = load_key(Path(settings.account_key))
-    device = await asyncio.to_thread(find_device, settings.power_mw, settings.memory_bytes)
+    watch = GpuWatch()
+    await asyncio.to_thread(watch.open)
+    lent = lent_cards(watch.gpus, os.environ.get(VISIBLE))
+    cards = cards_for(lent, settings.slots)
+    device = await asyncio.to_thread(find_device, lent, settings.power_mw, settings.memory_bytes)
     # Shards of an earlier run have ended with it; what they committed is in the blob store.
     await asyncio.to_thread(shutil.rmtree, Path(settings.state_dir) / "tasks", True)
     ledger_channel = service_channel(settings, settings.ledger)
@@ -88,6 +99,7 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
         key=key,
         settings=settings,
         device=device,
+        cards=cards,
         ledger=LedgerClient(service_pb2_grpc.LedgerStub(ledger_channel), key),  # type: ignore[no-untyped-call]
         scheduler=scheduler_pb2_grpc.SchedulerStub(scheduler_channel),  # type: ignore[no-untyped-call]
         blobs=open_blob_store(settings.blobs, settings),
@@ -96,13 +108,13 @@ async def serve(settings: AgentSettings, background: Background) -> Callable[[],
             settings.warm_trainer,
             machine_folder(Path(settings.state_dir)) / "spare.lock",
         ),
+        watch=watch,
     )
-    await asyncio.to_thread(node.watch.open)
     if settings.forge_from_segment != HONEST:
         log.warning("this node forges its steps from segment %d on: a demonstration", settings.forge_from_segment)
     peers, serving = Peers(settings), Serving(node)
     work = Work(node, peers)
-    watch_shards(work.rates, settings.slots)
+    watch_shards(work.rates, lambda: cards.slots)
     watch_gpus(lambda: node.watch.latest, lambda: node.pods)
     server = make_server()
     agent_pb2_grpc.add_AgentServicer_to_server(AgentServicer(node, work, serving), server)  # type: ignore[no-untyped-call]

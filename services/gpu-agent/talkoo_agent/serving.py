@@ -26,6 +26,7 @@ from talkoo_agent.trainer_messages import (
     RequestFailed,
     from_model_server,
 )
+from talkoo_agent.visible import seen_by_cuda
 from talkoo_agent.wire import config_of
 from talkoo_core.errors import Conflict, Failed, InvalidInput, NotFound, PermissionDenied, TalkooError
 
@@ -108,7 +109,10 @@ class Serving:
         params = folder / "params.safetensors"
         await self._node.blobs.get_to_file(model.params_sha256, params)
         child = LineChild[FromModelServer](
-            "talkoo_agent.model_server", from_model_server, lambda line: log.info("%s: %s", version, line)
+            "talkoo_agent.model_server",
+            from_model_server,
+            lambda line: log.info("%s: %s", version, line),
+            seen_by_cuda(self._node.cards.quietest.uuid),
         )
         self._child = child
         await child.start()

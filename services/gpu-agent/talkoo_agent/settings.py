@@ -30,11 +30,11 @@ class AgentSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_f
     duty: float = 1.0
     """Part of the processor's time to lend, 0.01 to 1."""
     memory_bytes: int = 0
-    """Memory to lend; 0: what the machine has."""
+    """Memory to lend to each shard; 0: what the card, or the machine, has."""
     power_mw: int = 0
     """Declared draw of one busy core (CPU) in milliwatts; 0: from NVML, else a documented default."""
-    slots: int = 1
-    """Shards at once."""
+    slots: int = 0
+    """Shards at once; 0: one on each GPU that is lent, and one on a processor. A GPU takes one at a time."""
     warm_trainer: bool = True
     """Keep one trainer waiting with torch loaded (about 250 MB), so that a task begins seconds earlier."""
     allow_cpu: bool = True
@@ -58,7 +58,7 @@ def check_settings(settings: AgentSettings) -> None:
     """Raises InvalidInput (code `bad_settings`) for values that cannot work."""
     problems = [
         (not 0.01 <= settings.duty <= 1.0, f"duty is {settings.duty}; it must be from 0.01 to 1"),
-        (settings.slots < 1, f"slots is {settings.slots}; a node takes at least one shard"),
+        (settings.slots < 0, f"slots is {settings.slots}; 0 means one for each GPU"),
         (settings.memory_bytes < 0, "memory_bytes is negative; 0 means what the machine has"),
         (settings.price_utlk_per_gflop < 0, "price_utlk_per_gflop is negative"),
     ]

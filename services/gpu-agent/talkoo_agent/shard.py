@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from talkoo_api.agent.v1 import agent_pb2
 from talkoo_api.ledger.v1 import state_pb2, tx_pb2
 
+from talkoo_agent.cards import Card
 from talkoo_agent.child import LineChild
 from talkoo_agent.devices import EnergyMeter
 from talkoo_agent.materials import fetch_for_task
@@ -62,9 +63,9 @@ class Shard:
     """`on_change` is called whenever `run` changed; `failure` says why the shard ended, empty otherwise."""
 
     def __init__(
-        self, node: Node, task: state_pb2.Task, rank: int, agents: Agents, on_change: Callable[[str], None]
+        self, node: Node, task: state_pb2.Task, rank: int, card: Card, agents: Agents, on_change: Callable[[str], None]
     ) -> None:
-        self.task_id, self.attempt, self.rank = task.id, task.attempt, rank
+        self.task_id, self.attempt, self.rank, self.card = task.id, task.attempt, rank, card
         self.run = ShardRun(task.attempt, Stage.STARTING, -1)
         self.failure: ChildFailed | None = None
         self.listening: Listening | None = None
@@ -74,7 +75,7 @@ class Shard:
         self._folder = node.folder / "tasks" / task.id / f"attempt-{task.attempt:06d}"
         self._child: LineChild[FromTrainer] | None = None
         self._door: Door | None = None
-        self._meter = EnergyMeter(node.device)
+        self._meter = EnergyMeter(node.device, card.uuid)
         self._segment_began_ns = 0
         self._work: asyncio.Task[None] | None = None
 
@@ -141,7 +142,8 @@ class Shard:
         star = is_star(list(nodes.values()))
         meeting = (self._node.host, 0) if self.rank == 0 else await self._find_rank_0(nodes[0], star)
         settings, device = self._node.settings, self._node.device
-        await child.send(start_of(self._task, self.rank, self._folder, settings, device, meeting, star=star))
+        start = start_of(self._task, self.rank, self._folder, settings, device, self.card, meeting, star=star)
+        await child.send(start)
         self._node.stage(self.task_id, self.attempt, "rendezvous", steps=self._task.spec.steps)
         return child
 

@@ -26,6 +26,7 @@ from talkoo_agent.devices import Device
 from talkoo_agent.spawn import spawn
 from talkoo_agent.trainer.throttle import Throttle
 from talkoo_agent.trainer_messages import LINE_MAX_BYTES, Measured, from_trainer
+from talkoo_agent.visible import seen_by_cuda
 from talkoo_core.errors import Failed
 from talkoo_runtime.disk import write_atomic
 
@@ -57,8 +58,8 @@ def _key(device: Device) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-async def speed_of(device: Device, duty: float, state_dir: Path) -> Measured:
-    """Remembered or measured now.
+async def speed_of(device: Device, duty: float, state_dir: Path, card: str = "") -> Measured:
+    """Remembered, or measured now on the card with this UUID.
 
     Raises Failed (codes `no_torch`, `cannot_measure`) and InvalidInput (code `bad_duty`: one that cannot be kept).
     """
@@ -69,7 +70,7 @@ async def speed_of(device: Device, duty: float, state_dir: Path) -> Measured:
         async with alone(path.with_suffix(".lock")):
             found = _read(path)  # another node may have measured while this one waited
             if found is None:
-                found = await _measure()
+                found = await _measure(card)
                 write_atomic(path, msgspec.json.encode(Remembered(time.time(), found)))
     return msgspec.structs.replace(found, speed_flops=int(found.speed_flops * duty), duty=duty)
 
@@ -106,9 +107,9 @@ async def alone(path: Path) -> AsyncIterator[None]:
         yield
 
 
-async def _measure() -> Measured:
+async def _measure(card: str) -> Measured:
     arguments = [sys.executable, "-m", "talkoo_agent.trainer", "--measure"]
-    process = await spawn(arguments, None, LINE_MAX_BYTES)
+    process = await spawn(arguments, os.environ | seen_by_cuda(card), LINE_MAX_BYTES)
     try:
         async with asyncio.timeout(MEASURE_TIMEOUT_S):
             out, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())

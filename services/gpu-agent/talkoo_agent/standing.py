@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from talkoo_api.agent.v1 import node_pb2
 from talkoo_api.ledger.v1 import state_pb2
 
+from talkoo_agent.cards import Cards
+
 
 @dataclass(slots=True)
 class Standing:
@@ -30,12 +32,12 @@ class Refusal:
     message: str
 
 
-def refusal_of(orders: node_pb2.NodeOrders, faults: tuple[str, ...], record: state_pb2.Node) -> Refusal | None:
+def refusal_of(orders: node_pb2.NodeOrders, cards: Cards, record: state_pb2.Node) -> Refusal | None:
     """The first that holds; None when work is welcome."""
     if record.jailed:
         return Refusal("Jailed", f"jailed until block {record.jailed_until_height} for forging")
-    if faults:
-        return Refusal("GPUFault", f"a GPU is faulty: {', '.join(faults)}; reset it and restart the agent")
+    if cards.all_faulty:
+        return Refusal("GPUFault", f"no card is without a fault: {cards.faults}; reset them and restart the agent")
     if orders.drain:
         return Refusal("Draining", orders.drain)
     return None

@@ -54,6 +54,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     work_dir: str
     """Transcripts and checkpoints of finished segments go here, one folder each."""
     backend: str = "gloo"
+    card: str = ""
+    """UUID of the only card that CUDA may show the trainer; empty on a processor."""
     exchange: str = "mesh"
     """`mesh`: by the backend, every rank reaching every other; `star`: through rank 0, which all must reach."""
     duty: float = 1.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from talkoo_api.ledger.v1 import state_pb2, tx_pb2
 from talkoo_api.scheduler.v1 import scheduler_pb2
 
+from talkoo_agent.cards import Card, Cards
 from talkoo_agent.devices import Device
 from talkoo_agent.rounds import TaskView
 from talkoo_agent.settings import AgentSettings
@@ -78,6 +79,7 @@ def start_of(
     folder: Path,
     settings: AgentSettings,
     device: Device,
+    card: Card,
     meeting: tuple[str, int],
     *,
     star: bool,
@@ -102,6 +104,7 @@ def start_of(
         optimizer_path=str(folder / "optimizer.safetensors") if task.start_optimizer_sha256 else "",
         work_dir=str(folder / "work"),
         backend=device.backend,
+        card=card.uuid,
         exchange="star" if star else "mesh",
         duty=settings.duty,
         forge_from_segment=settings.forge_from_segment,
@@ -161,13 +164,16 @@ def registration_of(
 def offer_of(
     settings: AgentSettings,
     node: state_pb2.Node,
+    cards: Cards,
     running: Sequence[str],
     served: Sequence[str],
     draining: str = "",
 ) -> scheduler_pb2.Offer:
     """`draining`: why no new work is wanted, empty when it is."""
-    state = "draining" if draining else ("busy" if len(running) >= settings.slots else "ready")
-    reason = draining or (f"{len(running)} of {settings.slots} slots are taken" if state == "busy" else "")
+    state = "draining" if draining else ("ready" if cards.free else "busy")
+    taken = f"{len(running)} of {cards.slots} slots are taken" if state == "busy" else ""
+    faulty = f"not lent for its fault: {cards.faults}" if cards.faults else ""
+    reason = draining or "; ".join(filter(None, (taken, faulty)))
     return scheduler_pb2.Offer(
         node_id=node.id,
         name=settings.name,
@@ -182,6 +188,6 @@ def offer_of(
         served_models=list(served),
         state=state,
         reason=reason,
-        slots=settings.slots,
+        slots=cards.slots,
         outbound_only=settings.outbound_only,
     )

@@ -133,7 +133,7 @@ class Work:
         self._say(task_id, decision)
         await self._do(decision, task, shard)
         if shard is not None and shard.failure is not None:
-            await self._report(shard, shard.failure.kind, shard.failure.message)
+            await self._report(task_id, shard.attempt, shard.rank, shard.failure.kind, shard.failure.message)
 
     async def _do(self, decision: Decision, task: state_pb2.Task, shard: Shard | None) -> None:
         if isinstance(decision, StartShard):
@@ -146,23 +146,22 @@ class Work:
             await self._stop_shard(shard)
             self._note(task.id)  # a higher attempt may want this node again
         elif isinstance(decision, HandBack):
-            given = shard or Shard(self._node, task, decision.rank, self._agents, self._note)
-            await self._report(given, "node_drained", decision.reason)
+            await self._report(task.id, decision.attempt, decision.rank, "node_drained", decision.reason)
             if shard is not None:
                 await self._stop_shard(shard)
         elif isinstance(decision, ReportLost):
-            lost = Shard(self._node, task, decision.rank, self._agents, self._note)
-            await self._report(lost, "node_lost", decision.reason)
+            await self._report(task.id, decision.attempt, decision.rank, "node_lost", decision.reason)
 
     async def _start_shard(self, task: state_pb2.Task, rank: int) -> None:
-        if len(self._shards) >= self._node.settings.slots:
+        card = self._node.cards.take(task.id)
+        if card is None:
             log.info("%s waits for a free slot", task.id)
             self._waiting.add(task.id)
             return
         self._begun[task.id] = task.attempt
         self._begun = dict(list(self._begun.items())[-KEPT_BEGUN:])
         write_atomic(self._begun_path, json.dumps(self._begun).encode())
-        shard = Shard(self._node, task, rank, self._agents, self._note)
+        shard = Shard(self._node, task, rank, card, self._agents, self._note)
         self._shards[task.id] = shard
         self._node.logs.of(task.id).reopen()
         self._node.progress.of(task.id).reopen()
@@ -172,33 +171,34 @@ class Work:
     async def _stop_shard(self, shard: Shard) -> None:
         del self._shards[shard.task_id]
         await shard.stop()
+        self._node.cards.give_back(shard.task_id)  # its child has ended: another may compute there
         self._node.spare.refill()
         self._node.stage(shard.task_id, shard.attempt, "done")
         self._node.logs.of(shard.task_id).close()
         self._node.progress.of(shard.task_id).close()
         self.changed.set()
 
-    async def _report(self, shard: Shard, kind: str, message: str) -> None:
+    async def _report(self, task_id: str, attempt: int, rank: int, kind: str, message: str) -> None:
         """Once for each attempt: to the ledger, which counts, and to the scheduler, which explains and places anew."""
-        if (shard.task_id, shard.attempt) in self._reported:
+        if (task_id, attempt) in self._reported:
             return
         try:
-            await self._node.ledger.submit(failure_of_task(shard.task_id, shard.attempt, kind, message))
+            await self._node.ledger.submit(failure_of_task(task_id, attempt, kind, message))
         except Conflict as error:  # the task has ended or goes on elsewhere, or this was said already
-            log.info("%s: the report of %s came late: %s", shard.task_id, kind, error.message)
+            log.info("%s: the report of %s came late: %s", task_id, kind, error.message)
         report = scheduler_pb2.ReportShardRequest(
-            task_id=shard.task_id,
-            attempt=shard.attempt,
-            rank=shard.rank,
+            task_id=task_id,
+            attempt=attempt,
+            rank=rank,
             node_id=self._node.id,
             kind=kind,
             message=message,
         )
-        self._reported.add((shard.task_id, shard.attempt))
+        self._reported.add((task_id, attempt))
         try:
             await self._node.scheduler.ReportShard(report, timeout=REPORT_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:  # the ledger has heard it, which is what counts
-            log.warning("the scheduler could not be told that %s ended here: %s", shard.task_id, error.details())
+            log.warning("the scheduler could not be told that %s ended here: %s", task_id, error.details())
 
     def _say(self, task_id: str, decision: Decision) -> None:
         """A decision is logged when it is another one than before."""

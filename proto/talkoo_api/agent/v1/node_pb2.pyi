@@ -121,6 +121,7 @@ class GpuState(_message.Message):
     MIG_ENABLED_FIELD_NUMBER: _builtins.int
     MIG_FIELD_NUMBER: _builtins.int
     FAULTS_FIELD_NUMBER: _builtins.int
+    LENT_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     uuid: _builtins.str
     product_name: _builtins.str
@@ -133,6 +134,8 @@ class GpuState(_message.Message):
     memory_bytes: _builtins.int
     mig_capable: _builtins.bool
     mig_enabled: _builtins.bool
+    lent: _builtins.bool
+    """it, or a part of it"""
     @_builtins.property
     def mig(self) -> _containers.RepeatedCompositeFieldContainer[Global___MigState]: ...
     @_builtins.property
@@ -156,10 +159,11 @@ class GpuState(_message.Message):
         mig_enabled: _builtins.bool = ...,
         mig: _abc.Iterable[Global___MigState] | None = ...,
         faults: _abc.Iterable[_builtins.str] | None = ...,
+        lent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "brand", b"brand", "cuda_compute_capability", b"cuda_compute_capability", "cuda_driver_version", b"cuda_driver_version", "driver_version", b"driver_version", "faults", b"faults", "index", b"index", "memory_bytes", b"memory_bytes", "mig", b"mig", "mig_capable", b"mig_capable", "mig_enabled", b"mig_enabled", "pcie_bus_id", b"pcie_bus_id", "product_name", b"product_name", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "brand", b"brand", "cuda_compute_capability", b"cuda_compute_capability", "cuda_driver_version", b"cuda_driver_version", "driver_version", b"driver_version", "faults", b"faults", "index", b"index", "lent", b"lent", "memory_bytes", b"memory_bytes", "mig", b"mig", "mig_capable", b"mig_capable", "mig_enabled", b"mig_enabled", "pcie_bus_id", b"pcie_bus_id", "product_name", b"product_name", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -198,11 +202,14 @@ class HeldShard(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
+    CARD_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     attempt: _builtins.int
     rank: _builtins.int
     stage: _builtins.str
     """starting, waiting, training, committing, ended"""
+    card: _builtins.str
+    """UUID of the GPU, or of the part of one, that it holds; empty on a processor"""
     def __init__(
         self,
         *,
@@ -210,10 +217,11 @@ class HeldShard(_message.Message):
         attempt: _builtins.int = ...,
         rank: _builtins.int = ...,
         stage: _builtins.str = ...,
+        card: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "rank", b"rank", "stage", b"stage", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "card", b"card", "rank", b"rank", "stage", b"stage", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from talkoo_agent.lines import Lines
 from talkoo_agent.trainer_messages import ChildFailed, RunSegment, Start, Warm, Warmed, line_of, to_trainer
+from talkoo_agent.visible import seen_by_cuda
 from talkoo_core.errors import InvalidInput, TalkooError
 from talkoo_runtime.parent_death import die_with_parent
 
@@ -82,6 +83,9 @@ def _train() -> int:
             elif isinstance(message, Start):
                 if rank is not None:
                     raise InvalidInput("a trainer is started once", code="bad_message")
+                # In time: CUDA reads its environment when it is initialised (`cuInit`). Neither importing torch nor
+                # `Warm` does that, and torch.cuda keeps no count of cards before (its `_lazy_init`, `device_count`).
+                os.environ.update(seen_by_cuda(message.card))
                 rank = Rank(message, lines.send)
                 rank.join()
             elif isinstance(message, RunSegment):
