@@ -44,6 +44,7 @@ def facts_of(report: node_pb2.NodeReport, cordoned: bool, now: str) -> Object:
         "devices": [_device(gpu) for gpu in report.gpus[:GPUS_MAX]],
         "shards": [
             {"task": shard.task_id, "attempt": shard.attempt, "rank": shard.rank}
+            | ({"card": shard.card} if shard.card else {})
             for shard in report.shards[:SHARDS_MAX]
         ],
         "ledger": _standing(report.ledger) if report.HasField("ledger") else None,
@@ -68,6 +69,7 @@ def _device(gpu: node_pb2.GpuState) -> Object:
         "migDevices": [
             {"uuid": part.uuid, "profile": part.profile, "memory": f"{part.memory_bytes // MIB}Mi"} for part in gpu.mig
         ],
+        "lent": gpu.lent,
         "healthy": not gpu.faults,
         "faults": list(gpu.faults[:FAULTS_MAX]),
     }

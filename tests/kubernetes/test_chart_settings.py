@@ -87,7 +87,7 @@ def test_every_process_understands_its_settings(component: str, values: dict[str
 
 
 def test_an_agent_understands_what_the_chart_and_its_node_say_together(tmp_path: Path) -> None:
-    objects = render({"agents": {"duty": 0.5, "stake": "7.25 TLK", "memoryBytes": 1 << 40}})
+    objects = render({"agents": {"duty": 0.5, "stake": "7.25 TLK", "memoryBytes": 1 << 40, "slots": 4}})
     files = files_of(objects, "agent")
     (tmp_path / "join.toml").write_text(files["join.toml"])
     join = load_settings(JoinSettings, tmp_path / "join.toml", environment_of(objects, "agent"))
@@ -97,6 +97,7 @@ def test_an_agent_understands_what_the_chart_and_its_node_say_together(tmp_path:
     agent = load_settings(AgentSettings, tmp_path / "agent.toml", environment_of(objects, "agent"))
     check_settings(agent)
     assert (agent.duty, agent.stake_utlk, agent.memory_bytes, join.stake) == (0.5, 7_250_000, 1 << 40, "7.25 TLK")
+    assert agent.slots == 4
 
 
 def test_the_ledger_begins_with_the_other_founders(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "gateway.autoscaling.maxReplicas",
     ),
     "duty": ({"agents": {"duty": 1.5}}, "/agents/duty"),
+    "fewer than no slots": ({"agents": {"slots": -1}}, "/agents/slots"),
     "CIDR": ({"networkPolicies": {"memberCidrs": ["everywhere"]}}, "/networkPolicies/memberCidrs/0"),
     "secrets go though nobody cleans up": ({"cleanup": {"enabled": False, "deleteSecrets": True}}, "/cleanup/enabled"),
 }

@@ -164,8 +164,9 @@ def test_a_gpu_node_says_what_its_agent_says_and_is_written_only_when_that_chang
     assert lease["metadata"]["ownerReferences"][0]["uid"] == found["uid"]
     assert lease["spec"]["holderIdentity"] == "talkoo-agent-x"
 
-    kept.agent.report.shards.append(node_pb2.HeldShard(task_id="task-1", attempt=2, rank=1, stage="training"))
-    until(lambda: kept.status["shards"] == [{"task": "task-1", "attempt": 2, "rank": 1}], "the shard")
+    held = node_pb2.HeldShard(task_id="task-1", attempt=2, rank=1, stage="training", card=UUID)
+    kept.agent.report.shards.append(held)
+    until(lambda: kept.status["shards"] == [{"task": "task-1", "attempt": 2, "rank": 1, "card": UUID}], "the shard")
     del kept.agent.report.shards[:]
     until(lambda: kept.status["shards"] == [], "no shard")
 

@@ -91,6 +91,17 @@ def test_any_name_becomes_a_value_that_kubernetes_takes(text: str, value: str) -
     assert label_value(text) == value
 
 
+def test_a_shard_names_its_card_and_a_card_says_whether_it_is_lent() -> None:
+    lent = node_pb2.GpuState(uuid="GPU-2", lent=True)
+    shards = [node_pb2.HeldShard(task_id="task-1", attempt=1, card="GPU-2"), node_pb2.HeldShard(task_id="task-2")]
+    facts = facts_of(report(GPU, lent, shards=shards), False, NOW)
+    assert [device["lent"] for device in facts["devices"]] == [False, True]
+    assert facts["shards"] == [
+        {"task": "task-1", "attempt": 1, "rank": 0, "card": "GPU-2"},
+        {"task": "task-2", "attempt": 0, "rank": 0},  # on a processor
+    ]
+
+
 def test_earnings_alone_are_not_worth_a_write_until_some_time_has_passed() -> None:
     before = facts_of(report(GPU, ledger=node_pb2.LedgerStanding(earned_utlk=1)), False, NOW)
     later = facts_of(report(GPU, ledger=node_pb2.LedgerStanding(earned_utlk=2)), False, "2026-01-01T00:00:10Z")
