@@ -356,7 +356,7 @@ async def test_each_shard_has_a_card_of_its_own_and_a_faulty_card_none(
         await asyncio.to_thread(agent.end)
 
 
-async def test_an_agent_that_is_to_lend_more_slots_than_cards_says_so_and_ends(
+async def test_an_agent_with_more_slots_than_cards_that_it_may_lend_ends_at_once(
     town: Town, driver: StandInDriver
 ) -> None:
     driver.cards(H100, H100 | {"uuid": "GPU-2"})
