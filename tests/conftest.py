@@ -11,6 +11,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from talkoo_core.errors import NotFound, TalkooError
+from talkoo_sim.cluster.binaries import binary
 from talkoo_sim.cometbft import cometbft_binary
 from talkoo_sim.go_tools import find_go
 
@@ -69,6 +70,19 @@ def cometbft() -> Path:
         return cometbft_binary()
     except NotFound as error:
         _leave_out(error)
+
+
+@pytest.fixture
+def program() -> Callable[[str], Path]:
+    """A program by name, from the distribution or built. Without it as above."""
+
+    def find(name: str) -> Path:
+        try:
+            return binary(name)
+        except NotFound as error:
+            _leave_out(error)
+
+    return find
 
 
 @pytest.fixture

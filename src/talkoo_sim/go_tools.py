@@ -32,6 +32,8 @@ class GoTool:
     """How long the first build takes."""
     flags: str = ""
     """More for the linker, such as the version that the program shall call itself."""
+    tags: str = ""
+    """Build tags, separated by commas."""
 
 
 def find_go() -> Path:
@@ -72,7 +74,8 @@ def _build(go: Path, tool: GoTool, binary: Path) -> None:
     sys.stderr.flush()
     fresh = binary.with_name(f"{binary.name}.new")
     environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"}
-    command = [str(go), "build", "-trimpath", "-ldflags", f"-s -w {tool.flags}", "-o", str(fresh), tool.package]
+    how = ("-trimpath", "-tags", tool.tags, "-ldflags", f"-s -w {tool.flags}")
+    command = [str(go), "build", *how, "-o", str(fresh), tool.package]
     try:
         done = subprocess.run(
             command,

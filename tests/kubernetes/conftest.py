@@ -47,7 +47,7 @@ class Clusters:
     def deployment(self, name: str, nodes: int) -> Deployment:
         """Talkoo in a cluster of its own. What happened is kept when it does not get ready."""
         if name not in self._deployments:
-            made = Deployment(self.get(name, nodes))
+            made = Deployment(self.get(name, nodes), {"monitoring": {"enabled": True}})
             try:
                 made.prepare()
                 made.install()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ from talkoo.version import __version__
 from talkoo_core.amounts import parse_tlk
 from talkoo_core.errors import Failed
 from talkoo_sim.cluster.access import client_of
-from talkoo_sim.cluster.binaries import kubectl
+from talkoo_sim.cluster.binaries import PROMETHEUS_VERSION, kubectl
 from talkoo_sim.cluster.commands import run
-from talkoo_sim.cluster.deployment import Deployment
+from talkoo_sim.cluster.deployment import CHART, Deployment
 from talkoo_sim.cluster.images import import_image
 from talkoo_sim.cluster.own_images import COMET, ROOT, image_archive, image_name
 
@@ -27,6 +29,7 @@ TASK_S = 900.0
 ENDED = ("Succeeded", "Failed", "Cancelled")
 BLOCKS_TO_THE_HALT = 30
 """More than are decided until the ledger has been told."""
+PODS = {"ledger": 1, "scheduler": 1, "validator": 1, "gateway": 1, "operator": 2, "agent": 2}
 BUDGET_UTLK = parse_tlk("80 TLK")
 
 
@@ -89,6 +92,85 @@ def test_a_request_to_the_trained_model_is_answered_and_paid(deployed: Deploymen
 def test_helm_test_passes(deployed: Deployment) -> None:
     said = deployed.helm("test", deployed.release, "--logs", timeout_s=240.0)
     assert "the ledger grows" in said
+
+
+@pytest.mark.timeout(600)
+def test_the_gateway_grows_by_what_the_metrics_server_measures(
+    deployed: Deployment, eventually: Callable[..., Any]
+) -> None:
+    """One percent of what it asks for is less than it takes while nobody calls."""
+    cluster, gateway = deployed.cluster, f"{deployed.release}-gateway"
+    cluster.start_metrics_server()
+    scaling = {"enabled": True, "minReplicas": 1, "maxReplicas": 2, "targetCPUUtilizationPercentage": 1}
+    values = ("--set-json", f"gateway.autoscaling={json.dumps(scaling)}")
+    deployed.install(*values)
+
+    def grown() -> bool:
+        scaler = cluster.get("-n", deployed.namespace, "hpa", gateway)
+        wanted = scaler["status"].get("desiredReplicas")
+        ready = cluster.get("-n", deployed.namespace, "deployment", gateway)["status"].get("readyReplicas")
+        return condition(scaler, "ScalingActive")["status"] == "True" and wanted == ready == 2
+
+    eventually(grown, "there are two gateways")
+    deployed.install(*values, "--set", "operator.logLevel=debug")
+    deployed.wait_ready()
+    assert grown(), "an upgrade leaves the number to the autoscaler"
+    measured = cluster.kubectl("-n", deployed.namespace, "top", "pods", "--no-headers")
+    assert measured.count(f"{gateway}-") == 2
+    deployed.install()
+    deployed.wait_ready()
+
+
+@pytest.mark.timeout(600)
+def test_a_prometheus_that_the_operator_configures_hears_every_part_and_judges_every_alert(
+    deployed: Deployment, eventually: Callable[..., Any]
+) -> None:
+    cluster = deployed.cluster
+    cluster.start_prometheus_operator()
+    deployed.install(
+        "--set",
+        "monitoring.serviceMonitor.enabled=true,monitoring.serviceMonitor.interval=5s,monitoring.rules.enabled=true",
+    )
+    cluster.apply(
+        {
+            "apiVersion": "monitoring.coreos.com/v1",
+            "kind": "Prometheus",
+            "metadata": {"name": "all", "namespace": deployed.namespace},
+            "spec": {
+                "replicas": 0,  # it runs beside the cluster
+                "version": f"v{PROMETHEUS_VERSION}",
+                "serviceMonitorSelector": {},
+                "ruleSelector": {},
+                "evaluationInterval": "5s",
+            },
+        }
+    )
+    made = ("secret/prometheus-all", "configmap/prometheus-all-rulefiles-0")
+    eventually(lambda: cluster.kubectl("-n", deployed.namespace, "get", *made), "the operator has configured it")
+    url = cluster.start_prometheus(deployed.namespace, "all")
+
+    def told(about: str) -> Any:
+        with urllib.request.urlopen(f"{url}/api/v1/{about}", timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def heard() -> dict[str, int] | None:
+        targets = told("targets")["activeTargets"]
+        up = Counter(target["labels"]["job"] for target in targets if target["health"] == "up")
+        return dict(up) if len(targets) == up.total() > 0 else None
+
+    def judged() -> list[str] | None:
+        rules = [rule for group in told("rules")["groups"] for rule in group["rules"]]
+        return [rule["name"] for rule in rules] if {rule["health"] for rule in rules} == {"ok"} else None
+
+    parts = eventually(heard, "every target answers")
+    assert parts == {f"talkoo-{part}": pods for part, pods in PODS.items()}
+    assert len(eventually(judged, "every alert is judged")) == (CHART / "rules" / "alerts.yaml").read_text().count(
+        "alert:"
+    )
+    cluster.kubectl("-n", deployed.namespace, "delete", "prometheus", "all")
+    cluster.stop_part("prometheus")
+    cluster.stop_part("prometheus-operator")
+    deployed.install()
 
 
 def test_an_image_says_what_is_in_it(deployed: Deployment) -> None:

@@ -17,8 +17,7 @@ from typing import Any, NoReturn
 import pytest
 import yaml
 
-from talkoo_core.errors import NotFound, TalkooError, Unavailable
-from talkoo_sim.cluster.binaries import binary
+from talkoo_core.errors import TalkooError, Unavailable
 from talkoo_sim.ledger_processes import Ledgers
 from talkoo_sim.ports import free_port, free_ports
 from talkoo_sim.scraping import scrape
@@ -42,17 +41,6 @@ for metric in _declared.values():  # a series of each, because none is written f
 sys.stdout.write(urllib.request.urlopen(f"http://127.0.0.1:{server.port}/").read().decode())
 """
 LeaveOut = Callable[[TalkooError], NoReturn]
-
-
-@pytest.fixture
-def program(leave_out: LeaveOut) -> Callable[[str], Path]:
-    def find(name: str) -> Path:
-        try:
-            return binary(name)
-        except NotFound as error:
-            leave_out(error)
-
-    return find
 
 
 def test_the_alerts_are_rules_and_fire_when_they_should(program: Callable[[str], Path], tmp_path: Path) -> None:

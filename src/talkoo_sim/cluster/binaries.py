@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from talkoo_core.errors import NotFound, TalkooError
-from talkoo_sim.go_tools import TESTS, GoTool, built
+from talkoo_sim.cluster.commands import run
+from talkoo_sim.go_tools import TESTS, GoTool, built, find_go
 
 GO_MODULES = TESTS / "kubernetes" / "go"
 KUBERNETES_VERSION = "1.37.2"
+PROMETHEUS_VERSION = "3.13.0"
+"""Its Go module calls it 0.313.0. Debian's program does not look for targets in Kubernetes."""
 ASSETS_VARIABLE = "KUBEBUILDER_ASSETS"
 DEBIAN = {
     "containerd": "containerd",
@@ -26,12 +33,11 @@ DEBIAN = {
     "debootstrap": "debootstrap",
     "buildah": "buildah",
     "ctr": "containerd",
-    "prometheus": "prometheus",
     "promtool": "prometheus",
 }
 """Programs that come from the distribution, and their Debian packages."""
-NOT_PARTS = frozenset({"kwok", "prometheus", "promtool"})
-"""What no cluster needs to come up: fake nodes for scale, and what judges the monitoring rules."""
+NOT_PARTS = frozenset({"kwok", "promtool"})
+"""What no cluster needs: fake nodes for scale, and what judges the monitoring rules."""
 CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 CNI_PLUGINS = ("ptp", "host-local", "portmap", "loopback")
 
@@ -72,6 +78,28 @@ TOOLS = {
             "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",
             "about three minutes",
         ),
+        GoTool(
+            "metrics-server",
+            "0.9.0",
+            GO_MODULES / "metrics-server",
+            "sigs.k8s.io/metrics-server/cmd/metrics-server",
+            "about two minutes",
+        ),
+        GoTool(
+            "prometheus-operator",
+            "0.85.0",
+            GO_MODULES / "prometheus-operator",
+            "github.com/prometheus-operator/prometheus-operator/cmd/operator",
+            "about three minutes",
+        ),
+        GoTool(
+            "prometheus",
+            PROMETHEUS_VERSION,
+            GO_MODULES / "prometheus",
+            "github.com/prometheus/prometheus/cmd/prometheus",
+            "about three minutes",
+            tags="remove_all_sd,enable_kubernetes_sd",
+        ),
         GoTool("kwok", "0.8.0", GO_MODULES / "kwok", "sigs.k8s.io/kwok/cmd/kwok", "about a minute"),
     )
 }
@@ -90,6 +118,12 @@ def binary(name: str) -> Path:
         package = DEBIAN.get(name, name)
         raise NotFound(f"there is no {name}; install it (Debian: apt-get install {package})", code="no_program")
     return Path(found)
+
+
+def resources_of(name: str, module: str, pattern: str) -> list[dict[str, Any]]:
+    """What lies in YAML or JSON in a Go module that a program is built from; the module is fetched where it is not."""
+    done = json.loads(run([find_go(), "-C", TOOLS[name].module, "mod", "download", "-json", module]))
+    return [yaml.safe_load(path.read_text()) for path in sorted(Path(done["Dir"]).glob(pattern))]
 
 
 def kubectl() -> Path:

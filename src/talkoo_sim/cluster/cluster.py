@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from talkoo_core.errors import Conflict, Failed, InvalidInput, TalkooError, Unavailable
-from talkoo_sim.cluster import cert_manager, control_plane
+from talkoo_sim.cluster import cert_manager, control_plane, metrics_server, prometheus_operator
 from talkoo_sim.cluster.addons import addons
 from talkoo_sim.cluster.binaries import kubectl
 from talkoo_sim.cluster.certificates import ClusterAuthority
@@ -110,11 +111,29 @@ class Cluster:
 
     def start_cert_manager(self) -> None:
         """Its resources and its controller. Raises NotFound."""
-        resources = cert_manager.resources()
-        self.apply(*resources)
-        names = [f"crd/{each['metadata']['name']}" for each in resources]
-        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names, timeout_s=70.0)
+        self._define(cert_manager.resources())
         self._start(cert_manager.NAME, cert_manager.controller_command(self.layout))
+
+    def start_prometheus_operator(self) -> None:
+        """Its resources and itself. Raises NotFound."""
+        self._define(prometheus_operator.resources())
+        self._start(prometheus_operator.NAME, prometheus_operator.operator_command(self.layout))
+
+    def start_prometheus(self, namespace: str, name: str) -> str:
+        """As the operator has configured the Prometheus of this name; where it answers. Raises NotFound."""
+        made = self.get("-n", namespace, "secret", f"prometheus-{name}")
+        maps = self.get("-n", namespace, "configmaps", "-l", f"prometheus-name={name}")["items"]
+        rules = {each["metadata"]["name"]: each["data"] for each in maps}
+        self._start("prometheus", prometheus_operator.prometheus_command(self.layout, made, rules))
+        host, port = self.layout.api_address, prometheus_operator.PROMETHEUS_PORT
+        self._until(lambda: _listens(host, port), "Prometheus listens")
+        return f"http://{host}:{port}"
+
+    def start_metrics_server(self) -> None:
+        """Until it has measured the nodes. Raises NotFound."""
+        self._start(metrics_server.NAME, metrics_server.server_command(self.layout))
+        self.apply(*metrics_server.resources(self.layout))
+        self._until(lambda: len(self.get("nodes.metrics.k8s.io")["items"]) == self.layout.nodes, "nodes are measured")
 
     def restart(self, part: str, *, at_once: bool = True) -> None:
         """End one part, by SIGKILL when `at_once`, and start it with the command it had."""
@@ -140,6 +159,12 @@ class Cluster:
     def ready(self) -> None:
         """Wait until the API server is ready."""
         self._until(lambda: self.kubectl("get", "--raw=/readyz", timeout_s=10.0) == "ok", "the API server is ready")
+
+    def _define(self, resources: list[dict[str, Any]]) -> None:
+        """CustomResourceDefinitions, until the API server serves them."""
+        self.apply(*resources)
+        names = [f"crd/{each['metadata']['name']}" for each in resources]
+        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names, timeout_s=70.0)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -256,6 +281,14 @@ def _alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5.0).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def _unmount_below(folder: Path) -> None:

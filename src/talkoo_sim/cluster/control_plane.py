@@ -10,6 +10,8 @@ from talkoo_sim.cluster.certificates import ClusterAuthority
 from talkoo_sim.cluster.layout import Layout
 
 ETCD_CLIENT_PORT, ETCD_PEER_PORT = 2379, 2380
+FRONT_PROXY = "front-proxy-client"
+"""Whom servers of other API groups believe about who asks."""
 
 
 def etcd_command(layout: Layout) -> list[str]:
@@ -36,6 +38,7 @@ def api_server_command(layout: Layout, authority: ClusterAuthority) -> list[str]
         "api-server", "kube-apiserver", hosts=(*hosts, layout.api_service, layout.api_address)
     )
     kubelet_certificate, kubelet_key = authority.issue("api-server-to-kubelet", "kube-apiserver", "system:masters")
+    proxy_certificate, proxy_key = authority.issue("api-server-as-proxy", FRONT_PROXY)
     private, public = authority.service_account_key()
     return [
         str(binary("kube-apiserver")),
@@ -54,6 +57,14 @@ def api_server_command(layout: Layout, authority: ClusterAuthority) -> list[str]
         f"--service-account-key-file={public}",
         f"--service-account-signing-key-file={private}",
         "--authorization-mode=Node,RBAC",
+        f"--proxy-client-cert-file={proxy_certificate}",
+        f"--proxy-client-key-file={proxy_key}",
+        f"--requestheader-client-ca-file={authority.certificate}",
+        f"--requestheader-allowed-names={FRONT_PROXY}",
+        "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        "--enable-aggregator-routing=true",
         "--allow-privileged=true",
         f"--cert-dir={layout.folder / 'api-server'}",
         "--v=1",
