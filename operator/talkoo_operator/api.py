@@ -47,7 +47,10 @@ class KubernetesApi:
             config.load_incluster_config()  # type: ignore[no-untyped-call]
         except config.ConfigException:
             await config.load_kube_config()  # type: ignore[no-untyped-call]
-        self.client = client.ApiClient()
+        # Else aiohttp looks for a .netrc and for proxies before each request, in a thread. kopf's watches don't.
+        settings = client.Configuration.get_default_copy()
+        settings.client_session_kwargs = {"trust_env": False}
+        self.client = client.ApiClient(settings)
         # Plain dicts go in, where the generated types ask for one class of each kind.
         self.core: Any = client.CoreV1Api(self.client)
         self.custom: Any = client.CustomObjectsApi(self.client)

@@ -10,14 +10,14 @@ import asyncio
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 from etcd3aio import Etcd3Client, EtcdError, prefix_range_end
-from etcd3aio._protobuf import Compare, DeleteRangeRequest, PutRequest, RequestOp
+from etcd3aio._protobuf import Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp
 
 from talkoo_core.errors import NotFound, Unavailable
 
@@ -158,6 +158,13 @@ class EtcdStore:
         answer = await self._call(self._client.kv.get(key.encode()))
         return _value(answer.kvs[0]) if answer.kvs else None
 
+    async def get_all(self, *keys: str) -> dict[str, Value]:
+        """What stands at these keys, at most `PAGE` of them, at one moment; those that hold nothing are left out."""
+        operations = [RequestOp(request_range=RangeRequest(key=key.encode())) for key in keys]
+        answer = await self._call(self._client.kv.txn([], operations))
+        found = (item for response in answer.responses for item in response.response_range.kvs)
+        return {item.key.decode(): _value(item) for item in found}
+
     async def list(self, prefix: str) -> dict[str, Value]:
         """All values whose key begins with `prefix`, in key order, as they stood at one moment."""
         found: dict[str, Value] = {}
@@ -172,6 +179,13 @@ class EtcdStore:
     async def put(self, key: str, data: bytes, lease: Lease | None = None) -> None:
         await self._call(self._client.kv.put(key.encode(), data, lease=lease.id if lease else 0))
 
+    async def put_all(self, values: Mapping[str, bytes]) -> None:
+        """`PAGE` values at a time: etcd takes one transaction as fast as one value."""
+        await self._write([_put(key, data) for key, data in values.items()])
+
+    async def delete_all(self, *keys: str) -> None:
+        await self._write([_deletion(key) for key in keys])
+
     async def put_for(self, key: str, data: bytes, ttl_s: int) -> None:
         """Write a value that disappears after `ttl_s` unless it is written again: a heart-beat's word."""
         granted = await self._call(self._client.lease.grant(ttl=ttl_s))
@@ -180,13 +194,11 @@ class EtcdStore:
     async def replace_for(self, prefix: str, values: Mapping[str, bytes], ttl_s: int) -> None:
         """Let these be all that stands under a prefix; they disappear after `ttl_s` unless they are written again."""
         gone = (await self.list(prefix)).keys() - values.keys()
-        operations = [RequestOp(request_delete_range=DeleteRangeRequest(key=key.encode())) for key in sorted(gone)]
+        operations = [_deletion(key) for key in sorted(gone)]
         if values:
             lease = int((await self._call(self._client.lease.grant(ttl=ttl_s))).ID)
-            puts = (PutRequest(key=key.encode(), value=data, lease=lease) for key, data in values.items())
-            operations += [RequestOp(request_put=put) for put in puts]
-        for start in range(0, len(operations), PAGE):
-            await self._call(self._client.kv.txn([], operations[start : start + PAGE]))
+            operations += [_put(key, data, lease) for key, data in values.items()]
+        await self._write(operations)
 
     async def delete(self, key: str) -> bool:
         """Whether there was something to delete."""
@@ -200,7 +212,7 @@ class EtcdStore:
             result=Compare.CompareResult.EQUAL,
             mod_revision=expected_revision,
         )
-        put = RequestOp(request_put=PutRequest(key=key.encode(), value=data, lease=lease.id if lease else 0))
+        put = _put(key, data, lease.id if lease else 0)
         return bool((await self._call(self._client.kv.txn([compare], [put]))).succeeded)
 
     async def lease(self, ttl_s: int) -> Lease:
@@ -271,6 +283,10 @@ class EtcdStore:
             await asyncio.gather(waiting, lost, return_exceptions=True)
             await changes.aclose()
 
+    async def _write(self, operations: Sequence[RequestOp]) -> None:
+        for start in range(0, len(operations), PAGE):
+            await self._call(self._client.kv.txn([], operations[start : start + PAGE]))
+
     async def _call(self, call: Awaitable[T]) -> T:
         try:
             return await asyncio.wait_for(call, CALL_TIMEOUT_S)
@@ -284,6 +300,14 @@ class EtcdStore:
 def _words(error: Exception) -> str:
     details = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
     return details or "no answer"
+
+
+def _put(key: str, data: bytes, lease: int = 0) -> RequestOp:
+    return RequestOp(request_put=PutRequest(key=key.encode(), value=data, lease=lease))
+
+
+def _deletion(key: str) -> RequestOp:
+    return RequestOp(request_delete_range=DeleteRangeRequest(key=key.encode()))
 
 
 def _value(item: Any) -> Value:

@@ -35,6 +35,19 @@ async def test_a_prefix_of_more_keys_than_an_answer_holds_is_listed_whole(etcd: 
         assert {key: value.data for key, value in (await store.list("/many/")).items()} == values
 
 
+async def test_many_values_are_written_read_and_removed_together(etcd: Any) -> None:
+    async with etcd.store() as store:
+        values = {f"/much/{number:03d}": str(number).encode() for number in range(2 * PAGE + 1)}
+        await store.put_all(values)
+        assert {key: value.data for key, value in (await store.list("/much/")).items()} == values
+        found = await store.get_all("/much/000", "/much/none", "/much/200")
+        assert {key: value.data for key, value in found.items()} == {"/much/000": b"0", "/much/200": b"200"}
+        assert found["/much/000"] == await store.get("/much/000")
+        *most, last = values
+        await store.delete_all(*most, "/much/none")
+        assert list(await store.list("/much/")) == [last]
+
+
 async def test_what_stands_under_a_prefix_is_replaced_and_runs_out(etcd: Any, eventually: Any) -> None:
     async with etcd.store() as store:
         await store.replace_for("/of/east/", {"/of/east/1": b"one", "/of/east/2": b"two"}, 60)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -29,7 +29,7 @@ SUBMIT_TIMEOUT_S = 10.0
 REFUSED_BY_LEDGER = "refused_by_ledger"
 """Why a task waits whose placement was decided, in the metric beside the policy's own reasons."""
 WORDS_AT_ONCE = 64
-"""Written to etcd side by side."""
+"""Written to etcd in one transaction."""
 REFUSED_FIRST_S = 1.0
 REFUSED_MAX_S = 30.0
 """A refused placement costs its fee: the same task is tried again after pauses that double up to this."""
@@ -84,6 +84,26 @@ class Pause:
     attempt: int
     length_s: float
     until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What is said of a task."""
+
+    task: state_pb2.Task
+    summary: str
+    decision: Decision
+
+    def stored(self, now_ns: int, organization: str) -> bytes:
+        return msgspec.json.encode(
+            StoredDecision(
+                task_id=self.task.id,
+                summary=self.summary,
+                nodes=[StoredReason(v.node_id, v.name, v.fits, v.code, v.reason) for v in self.decision.nodes],
+                decided_at_ns=now_ns,
+                leader=organization,
+            )
+        )
 
 
 class Leader:
@@ -180,11 +200,8 @@ class Leader:
         await self._say_waits(found)
 
     async def _say_waits(self, found: list[tuple[state_pb2.Task, Decision]]) -> None:
-        """Side by side, as etcd writes many words as fast as one; `found` is empty then."""
-        said = await asyncio.gather(*(self._say(t, d.reason, d) for t, d in found), return_exceptions=True)
-        for failure in said:
-            if isinstance(failure, BaseException):
-                raise failure
+        """All at once; `found` is empty then."""
+        await self._say({task.id: Word(task, decision.reason, decision) for task, decision in found})
         for task, _ in found:
             self._waits.add(task)
         found.clear()
@@ -193,9 +210,11 @@ class Leader:
         """Drop what was said and reported of ended tasks, so that neither memory nor etcd grows with history."""
         if not self._desk.height:
             return  # nothing was read yet
-        for task_id in self._said.keys() - self._desk.tasks.keys():
-            await self._store.delete(self._keys.decision(task_id))
-            await self._store.delete(self._keys.report(task_id))
+        ended = self._said.keys() - self._desk.tasks.keys()
+        await self._store.delete_all(
+            *(key(task_id) for task_id in ended for key in (self._keys.decision, self._keys.report))
+        )
+        for task_id in ended:
             del self._said[task_id]
         self._demands.keep(self._desk.tasks)
         self._waits.keep(self._desk.tasks)
@@ -225,7 +244,7 @@ class Leader:
         await self._desk.look_again(task.id)
         self._pauses.pop(task.id, None)
         self._count_passed_over(decision, candidates)
-        await self._say(task, decision.reason, decision)
+        await self._say_of(task, decision.reason, decision)
         return True
 
     async def _refused(self, task: state_pb2.Task, decision: Decision, error: TalkooError) -> None:
@@ -236,10 +255,10 @@ class Leader:
         if isinstance(error, Unavailable) and error.code != "not_final_yet":
             raise error
         if isinstance(error, Unavailable):
-            await self._say(task, "waits: the ledger has not decided on its placement yet", decision)
+            await self._say_of(task, "waits: the ledger has not decided on its placement yet", decision)
         elif not (isinstance(error, Conflict) and error.code == "wrong_attempt"):
             # A wrong attempt is somebody else's success.
-            await self._say(task, f"waits: the ledger refused the placement: {error.message}", decision)
+            await self._say_of(task, f"waits: the ledger refused the placement: {error.message}", decision)
         await self._desk.look_again(task.id)
 
     def _count_passed_over(self, decision: Decision, candidates: list[Candidate]) -> None:
@@ -251,21 +270,20 @@ class Leader:
             elif candidate.node_id in fitted:
                 self._passed_over[candidate.node_id] = self._passed_over.get(candidate.node_id, 0) + 1
 
-    async def _say(self, task: state_pb2.Task, summary: str, decision: Decision) -> None:
-        """Write the decision for whoever asks; only a new one is written and logged."""
-        if self._said.get(task.id) == summary:
+    async def _say(self, words: Mapping[str, Word]) -> None:
+        """Write decisions for whoever asks, by task; only new ones are written and logged."""
+        new = {task_id: word for task_id, word in words.items() if self._said.get(task_id) != word.summary}
+        if not new:
             return
-        stored = StoredDecision(
-            task_id=task.id,
-            summary=summary,
-            nodes=[StoredReason(v.node_id, v.name, v.fits, v.code, v.reason) for v in decision.nodes],
-            decided_at_ns=self._clock.now_ns(),
-            leader=self._organization,
-        )
-        await self._store.put(self._keys.decision(task.id), msgspec.json.encode(stored))
-        # Only now: a word that etcd did not take is said again.
-        self._said[task.id] = summary
-        log.info("%s (%s) %s", task.id, task.spec.name, summary)
+        now_ns = self._clock.now_ns()
+        stored = {self._keys.decision(i): word.stored(now_ns, self._organization) for i, word in new.items()}
+        await self._store.put_all(stored)
+        for task_id, word in new.items():  # only now: a word that etcd did not take is said again
+            self._said[task_id] = word.summary
+            log.info("%s (%s) %s", task_id, word.task.spec.name, word.summary)
+
+    async def _say_of(self, task: state_pb2.Task, summary: str, decision: Decision) -> None:
+        await self._say({task.id: Word(task, summary, decision)})
 
 
 def _now_s() -> float:
@@ -287,36 +305,31 @@ async def read_own_offers(store: EtcdStore, keys: Keys, organization: str) -> li
     return [offer for offer in offers if offer.organization == organization]
 
 
-async def read_decision(store: EtcdStore, keys: Keys, task_id: str) -> StoredDecision | None:
-    value = await store.get(keys.decision(task_id))
-    return None if value is None else msgspec.json.decode(value.data, type=StoredDecision)
-
-
 async def explain(
-    ledger: LedgerClient, store: EtcdStore, keys: Keys, task_id: str, leader: str, shares_with: Sequence[str] = ()
+    ledger: LedgerClient, store: EtcdStore, keys: Keys, task_id: str, shares_with: Sequence[str] = ()
 ) -> scheduler_pb2.Explanation:
     """From the ledger where it knows, from the leader's last word where the task waits. Raises NotFound.
 
     `shares_with`: schedulers that know of these nodes and others, and may place the task though the leader here cannot.
     """
     task = await ledger.task(task_id)
-    stored = await read_decision(store, keys, task_id)
+    decided, reported = keys.decision(task_id), keys.report(task_id)
+    known = await store.get_all(keys.leader, decided, reported)
     found = (
-        explanation_of(stored)
-        if stored is not None
+        explanation_of(msgspec.json.decode(known[decided].data, type=StoredDecision))
+        if decided in known
         else scheduler_pb2.Explanation(task_id=task_id, summary="waits: no scheduler has looked at it yet")
     )
-    found.leader = leader
+    found.leader = known[keys.leader].data.decode() if keys.leader in known else ""
     sentence = phase_sentence(task)
     if sentence:
         found.summary = sentence
-    elif not leader:
+    elif not found.leader:
         found.summary = "waits: no scheduler leads at the moment; a new one is elected within seconds"
     if not sentence and shares_with:
         found.summary += f"; that is what this cluster knows, {', '.join(shares_with)} knows more and may place it"
     # Before its first placement no node can have reported anything.
-    report = await store.get(keys.report(task_id)) if task.attempt and task.phase not in ENDED else None
-    if report is not None:
-        last = msgspec.json.decode(report.data, type=StoredReport)
+    if reported in known and task.attempt and task.phase not in ENDED:
+        last = msgspec.json.decode(known[reported].data, type=StoredReport)
         found.summary += f"; last trouble, attempt {last.attempt}: {last.node}: {last.kind}: {last.message}"
     return found

@@ -128,9 +128,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     async def Explain(self, request: Any, context: Any) -> scheduler_pb2.Explanation:
         self._reader(context)
-        leader = await self._store.leader(self._keys.leader)
-        shares_with = self._settings.share_with
-        return await explain(self._ledger, self._store, self._keys, request.task_id, leader, shares_with)
+        return await explain(self._ledger, self._store, self._keys, request.task_id, self._settings.share_with)
 
     async def ReportShard(self, request: Any, context: Any) -> scheduler_pb2.ReportShardResponse:
         identity = await self._own_node(context, request.node_id)
