@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import grpc.aio
 
 from talkoo_runtime.grpc_errors import answer_of, error_from_rpc, first_status, raise_from_rpc
 from talkoo_runtime.service_settings import ServiceSettings
+from talkoo_runtime.traced_channel import TracedChannel
 
 __all__ = [
     "answer_of",
@@ -56,7 +56,7 @@ def open_channel(target: str, certificate: Path, private_key: Path, trust_bundle
     credentials = grpc.ssl_channel_credentials(
         root_certificates=_pem(trust_bundle), private_key=_pem(private_key), certificate_chain=_pem(certificate)
     )
-    return grpc.aio.secure_channel(target, credentials, options=OPTIONS, interceptors=_tracing())
+    return TracedChannel(grpc.aio.secure_channel(target, credentials, options=OPTIONS))
 
 
 def service_channel(settings: ServiceSettings, target: str) -> grpc.aio.Channel:
@@ -95,7 +95,7 @@ def member_channel(settings: ServiceSettings, target: str, organization: str) ->
         private_key=_pem(Path(settings.private_key)),
         certificate_chain=_pem(Path(settings.certificate)),
     )
-    return grpc.aio.secure_channel(target, credentials, options=OPTIONS, interceptors=_tracing())
+    return TracedChannel(grpc.aio.secure_channel(target, credentials, options=OPTIONS))
 
 
 def authority_of(bundle_pem: bytes, organization: str) -> bytes:
@@ -123,28 +123,3 @@ def _pem(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise NotFound(f"there is no certificate file {path}; `talkoo up` makes them") from None
-
-
-def _with_trace(details: Any) -> Any:
-    from talkoo_runtime.telemetry import TRACEPARENT, traceparent
-
-    parent = traceparent()
-    if not parent:
-        return details
-    metadata = grpc.aio.Metadata(*(details.metadata or ()))
-    metadata.add(TRACEPARENT, parent)
-    return details._replace(metadata=metadata)
-
-
-class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
-    async def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
-        return await continuation(_with_trace(details), request)
-
-
-class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
-    async def intercept_unary_stream(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
-        return await continuation(_with_trace(details), request)
-
-
-def _tracing() -> list[Any]:
-    return [_UnaryUnary(), _UnaryStream()]
