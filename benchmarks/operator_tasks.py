@@ -33,7 +33,7 @@ from typing import Any
 
 import psutil
 from kubernetes.aio import client, config, watch
-from talkoo_operator.api import KubernetesApi
+from talkoo_operator.api import KubernetesApi, api_client
 from talkoo_operator.heartbeats import LOOK_S, pace_s
 from talkoo_operator.keeper import BEATS_MISSED
 from talkoo_operator.metrics import TASK
@@ -259,7 +259,7 @@ async def measure_heartbeats(kubernetes: KubernetesApi, cluster: Cluster, nodes:
 async def measure(cluster: Cluster, federation: LocalFederation, folder: Path, arguments: argparse.Namespace) -> Object:
     await config.load_kube_config(str(cluster.layout.kubeconfig))
     bed = Bed(cluster, federation, folder)
-    async with client.ApiClient() as core:
+    async with api_client() as core:
         api = client.CustomObjectsApi(core)
         cluster.apply(program(SPACE))
         operator = bed.operator("first")

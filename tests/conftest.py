@@ -16,7 +16,7 @@ from talkoo_sim.cometbft import cometbft_binary
 from talkoo_sim.go_tools import find_go
 
 TOGETHER = {
-    "kubernetes/tasks": "control plane",
+    "kubernetes/tasks": "kubernetes/tasks",
     "kubernetes/test_chart_jobs.py": "control plane",
     "kubernetes/test_chart_on_api_server.py": "control plane",
     "kubernetes/test_gpu_nodes.py": "control plane",
@@ -27,7 +27,12 @@ TOGETHER = {
     "crash": "crash",
 }
 """Files that share something that takes long to bring up. Every other file is a unit of work of its own."""
-LONGEST_FIRST = ("control plane", "kubernetes/test_real_cluster.py")
+LONGEST_FIRST = (
+    "kubernetes/tasks",
+    "kubernetes/test_real_cluster.py",
+    "control plane",
+    "kubernetes/test_two_clusters.py",
+)
 NOT_RUN = "not run: "
 
 

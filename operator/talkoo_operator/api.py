@@ -47,10 +47,7 @@ class KubernetesApi:
             config.load_incluster_config()  # type: ignore[no-untyped-call]
         except config.ConfigException:
             await config.load_kube_config()  # type: ignore[no-untyped-call]
-        # Else aiohttp looks for a .netrc and for proxies before each request, in a thread. kopf's watches don't.
-        settings = client.Configuration.get_default_copy()
-        settings.client_session_kwargs = {"trust_env": False}
-        self.client = client.ApiClient(settings)
+        self.client = api_client()
         # Plain dicts go in, where the generated types ask for one class of each kind.
         self.core: Any = client.CoreV1Api(self.client)
         self.custom: Any = client.CustomObjectsApi(self.client)
@@ -226,6 +223,17 @@ class KubernetesApi:
             "reportingComponent": f"{GROUP}/operator",
         }
         await called(self.core.create_namespaced_event(namespace, body))
+
+
+def api_client() -> Any:
+    """By the configuration that was loaded.
+
+    Without `trust_env`: else aiohttp looks for a .netrc and for proxies before each request, in a thread. A proxy that
+    the kubeconfig names is used; kopf's watches know no other one either.
+    """
+    settings = client.Configuration.get_default_copy()
+    settings.client_session_kwargs = {"trust_env": False}
+    return client.ApiClient(settings)
 
 
 async def called(call: Awaitable[T]) -> T:

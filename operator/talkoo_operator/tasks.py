@@ -16,6 +16,7 @@ from typing import Any
 
 from talkoo_api.agent.v1 import agent_pb2
 from talkoo_api.ledger.v1 import state_pb2
+from talkoo_api.scheduler.v1 import scheduler_pb2
 
 from talkoo.client_async import AsyncClient
 from talkoo.submission import Packed, Prepared, prepared_of
@@ -325,12 +326,12 @@ class TaskController:
         key, when = _key(task), self._objects.when(task)
         reader = self._accounts.reader
         try:
-            record = await self._following.task(status["taskId"], reader)
+            record, explained = await self._look_up(key, status)
         except NotFound as error:
             return await self._unknown(task, status, error)
         self._following.add(key, record, reader)
         nodes = await self._following.nodes(reader)
-        waits_for, starts_at = await self._why_pending(record, nodes, key, status)
+        waits_for, starts_at = await self._why_pending(record, nodes, key, status, explained)
         view = ledger_task(record, {node.id: node.name for node in nodes.values()}, waits_for, starts_at)
         made = of_task(status, view, self._following.progress(key), *when)
         until = made.get("estimatedEnd")
@@ -347,23 +348,41 @@ class TaskController:
             await self._objects.event(task, kind, final["reason"], final["message"])
         return None if ended else self._reviews.pause_s(key)
 
+    async def _look_up(self, key: Key, status: Object) -> tuple[state_pb2.Task, scheduler_pb2.Explanation | None]:
+        """The task's record, and why it waits where that is to be asked anyway: one call gives both."""
+        waits = status.get("phase", "Pending") == "Pending"
+        if waits and self._reviews.due(key, status.get("attempt", 0), _told(status)):
+            explained = await self._explain(status["taskId"])
+            if explained.HasField("task"):
+                return explained.task, explained
+        else:
+            explained = None
+        return await self._following.task(status["taskId"], self._accounts.reader), explained
+
+    async def _explain(self, task_id: str) -> scheduler_pb2.Explanation:
+        """With the task's record in it, unless the scheduler does not answer: then that is the explanation."""
+        try:
+            return await self._accounts.reader.explain(task_id)
+        except TalkooError as error:
+            return scheduler_pb2.Explanation(summary=f"{SILENT_SCHEDULER}: {error.message}")
+
     async def _why_pending(
-        self, task: state_pb2.Task, nodes: Mapping[str, state_pb2.Node], key: Key, status: Object
+        self,
+        task: state_pb2.Task,
+        nodes: Mapping[str, state_pb2.Node],
+        key: Key,
+        status: Object,
+        explained: scheduler_pb2.Explanation | None,
     ) -> tuple[str, float | None]:
         """The scheduler's reason and when the task may start, if known; as the status has them until it is due."""
         if task.phase != state_pb2.TASK_PHASE_PENDING:
             self._reviews.forget(key)
             return "", None
-        same = status.get("phase") == "Pending" and status.get("attempt") == task.attempt
-        told = same and status.get("reason") in WAITING and has_spoken(status.get("message", ""))
-        if not self._reviews.due(key, task.attempt, told):
+        told = _told(status) and status.get("attempt") == task.attempt
+        if explained is None and not self._reviews.due(key, task.attempt, told):
             start = status.get("estimatedStart")
             return status["message"], _seconds(start) if start else None
-        try:
-            explained = await self._accounts.reader.explain(task.id)
-        except TalkooError as error:
-            self._reviews.answered(key, task.attempt, False)
-            return f"{SILENT_SCHEDULER}: {error.message}", None
+        explained = explained or await self._explain(task.id)
         self._reviews.answered(key, task.attempt, has_spoken(explained.summary))
         fit, busy = busy_and_fitting(explained, task.spec, nodes)
         start = estimated_start(task.spec.min_nodes, fit, busy, self._following.free_at())
@@ -434,6 +453,12 @@ async def _last_lines(client: AsyncClient, task_id: str) -> list[str]:
 
 def _key(task: Object) -> Key:
     return task["metadata"]["namespace"], task["metadata"]["name"]
+
+
+def _told(status: Object) -> bool:
+    """Whether it has what the scheduler has said."""
+    waits = status.get("phase") == "Pending" and status.get("reason") in WAITING
+    return waits and has_spoken(status.get("message", ""))
 
 
 def has_spoken(summary: str) -> bool:

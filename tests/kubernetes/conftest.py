@@ -81,9 +81,10 @@ def cluster_name() -> str:
 
 @pytest.fixture
 def control_plane(clusters: Clusters, leave_out: Callable[[TalkooError], NoReturn]) -> Cluster:
-    """etcd, API server, controller manager and scheduler, without nodes; one for the whole run."""
+    """etcd, API server, controller manager and scheduler, without nodes; one for each process that runs tests."""
+    number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     try:
-        return clusters.get(f"{NAME}cp", nodes=0)
+        return clusters.get(f"{NAME}c{number}", nodes=0)
     except (NotFound, InvalidInput) as error:
         leave_out(error)
 

@@ -320,6 +320,7 @@ async def explain(
         if decided in known
         else scheduler_pb2.Explanation(task_id=task_id, summary="waits: no scheduler has looked at it yet")
     )
+    found.task.CopyFrom(task)
     found.leader = known[keys.leader].data.decode() if keys.leader in known else ""
     sentence = phase_sentence(task)
     if sentence:

@@ -22,41 +22,42 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from talkoo_api.ledger.v1 import state_pb2 as talkoo__api_dot_ledger_dot_v1_dot_state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'talkoo_api/scheduler/v1/scheduler.proto\x12\x17talkoo_api.scheduler.v1\"D\n\x12ShareOffersRequest\x12.\n\x06offers\x18\x01 \x03(\x0b\x32\x1e.talkoo_api.scheduler.v1.Offer\"\xc3\x02\n\x05Offer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0corganization\x18\x03 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\t\x12\x16\n\x0ehardware_class\x18\x05 \x01(\t\x12\x19\n\x11\x66ree_memory_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bspeed_flops\x18\x07 \x01(\x04\x12\x1c\n\x14price_utlk_per_gflop\x18\x08 \x01(\x04\x12\x1a\n\x12request_price_utlk\x18\t \x01(\x04\x12\x15\n\rrunning_tasks\x18\n \x03(\t\x12\x15\n\rserved_models\x18\x0b \x03(\t\x12\r\n\x05state\x18\x0c \x01(\t\x12\x0e\n\x06reason\x18\r \x01(\t\x12\r\n\x05slots\x18\x0e \x01(\r\x12\x15\n\routbound_only\x18\x0f \x01(\x08\"=\n\x0cOfferRequest\x12-\n\x05offer\x18\x01 \x01(\x0b\x32\x1e.talkoo_api.scheduler.v1.Offer\"\x1e\n\rOfferResponse\x12\r\n\x05ttl_s\x18\x01 \x01(\r\"\"\n\x0fWithdrawRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"\x12\n\x10WithdrawResponse\"\x13\n\x11ListOffersRequest\"T\n\x12ListOffersResponse\x12.\n\x06offers\x18\x01 \x03(\x0b\x32\x1e.talkoo_api.scheduler.v1.Offer\x12\x0e\n\x06leader\x18\x02 \x01(\t\"!\n\x0e\x45xplainRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"I\n\nNodeReason\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x66its\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x8a\x01\n\x0b\x45xplanation\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x32\n\x05nodes\x18\x03 \x03(\x0b\x32#.talkoo_api.scheduler.v1.NodeReason\x12\x15\n\rdecided_at_ns\x18\x04 \x01(\x03\x12\x0e\n\x06leader\x18\x05 \x01(\t\"t\n\x12ReportShardRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\"\x15\n\x13ReportShardResponse2\xd3\x04\n\tScheduler\x12V\n\x05Offer\x12%.talkoo_api.scheduler.v1.OfferRequest\x1a&.talkoo_api.scheduler.v1.OfferResponse\x12_\n\x08Withdraw\x12(.talkoo_api.scheduler.v1.WithdrawRequest\x1a).talkoo_api.scheduler.v1.WithdrawResponse\x12\x65\n\nListOffers\x12*.talkoo_api.scheduler.v1.ListOffersRequest\x1a+.talkoo_api.scheduler.v1.ListOffersResponse\x12X\n\x07\x45xplain\x12\'.talkoo_api.scheduler.v1.ExplainRequest\x1a$.talkoo_api.scheduler.v1.Explanation\x12h\n\x0bReportShard\x12+.talkoo_api.scheduler.v1.ReportShardRequest\x1a,.talkoo_api.scheduler.v1.ReportShardResponse\x12\x62\n\x0bShareOffers\x12+.talkoo_api.scheduler.v1.ShareOffersRequest\x1a&.talkoo_api.scheduler.v1.OfferResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'talkoo_api/scheduler/v1/scheduler.proto\x12\x17talkoo_api.scheduler.v1\x1a talkoo_api/ledger/v1/state.proto\"D\n\x12ShareOffersRequest\x12.\n\x06offers\x18\x01 \x03(\x0b\x32\x1e.talkoo_api.scheduler.v1.Offer\"\xc3\x02\n\x05Offer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0corganization\x18\x03 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\t\x12\x16\n\x0ehardware_class\x18\x05 \x01(\t\x12\x19\n\x11\x66ree_memory_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bspeed_flops\x18\x07 \x01(\x04\x12\x1c\n\x14price_utlk_per_gflop\x18\x08 \x01(\x04\x12\x1a\n\x12request_price_utlk\x18\t \x01(\x04\x12\x15\n\rrunning_tasks\x18\n \x03(\t\x12\x15\n\rserved_models\x18\x0b \x03(\t\x12\r\n\x05state\x18\x0c \x01(\t\x12\x0e\n\x06reason\x18\r \x01(\t\x12\r\n\x05slots\x18\x0e \x01(\r\x12\x15\n\routbound_only\x18\x0f \x01(\x08\"=\n\x0cOfferRequest\x12-\n\x05offer\x18\x01 \x01(\x0b\x32\x1e.talkoo_api.scheduler.v1.Offer\"\x1e\n\rOfferResponse\x12\r\n\x05ttl_s\x18\x01 \x01(\r\"\"\n\x0fWithdrawRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"\x12\n\x10WithdrawResponse\"\x13\n\x11ListOffersRequest\"T\n\x12ListOffersResponse\x12.\n\x06offers\x18\x01 \x03(\x0b\x32\x1e.talkoo_api.scheduler.v1.Offer\x12\x0e\n\x06leader\x18\x02 \x01(\t\"!\n\x0e\x45xplainRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"I\n\nNodeReason\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x66its\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xb4\x01\n\x0b\x45xplanation\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x32\n\x05nodes\x18\x03 \x03(\x0b\x32#.talkoo_api.scheduler.v1.NodeReason\x12\x15\n\rdecided_at_ns\x18\x04 \x01(\x03\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12(\n\x04task\x18\x06 \x01(\x0b\x32\x1a.talkoo_api.ledger.v1.Task\"t\n\x12ReportShardRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\"\x15\n\x13ReportShardResponse2\xd3\x04\n\tScheduler\x12V\n\x05Offer\x12%.talkoo_api.scheduler.v1.OfferRequest\x1a&.talkoo_api.scheduler.v1.OfferResponse\x12_\n\x08Withdraw\x12(.talkoo_api.scheduler.v1.WithdrawRequest\x1a).talkoo_api.scheduler.v1.WithdrawResponse\x12\x65\n\nListOffers\x12*.talkoo_api.scheduler.v1.ListOffersRequest\x1a+.talkoo_api.scheduler.v1.ListOffersResponse\x12X\n\x07\x45xplain\x12\'.talkoo_api.scheduler.v1.ExplainRequest\x1a$.talkoo_api.scheduler.v1.Explanation\x12h\n\x0bReportShard\x12+.talkoo_api.scheduler.v1.ReportShardRequest\x1a,.talkoo_api.scheduler.v1.ReportShardResponse\x12\x62\n\x0bShareOffers\x12+.talkoo_api.scheduler.v1.ShareOffersRequest\x1a&.talkoo_api.scheduler.v1.OfferResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'talkoo_api.scheduler.v1.scheduler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SHAREOFFERSREQUEST']._serialized_start=68
-  _globals['_SHAREOFFERSREQUEST']._serialized_end=136
-  _globals['_OFFER']._serialized_start=139
-  _globals['_OFFER']._serialized_end=462
-  _globals['_OFFERREQUEST']._serialized_start=464
-  _globals['_OFFERREQUEST']._serialized_end=525
-  _globals['_OFFERRESPONSE']._serialized_start=527
-  _globals['_OFFERRESPONSE']._serialized_end=557
-  _globals['_WITHDRAWREQUEST']._serialized_start=559
-  _globals['_WITHDRAWREQUEST']._serialized_end=593
-  _globals['_WITHDRAWRESPONSE']._serialized_start=595
-  _globals['_WITHDRAWRESPONSE']._serialized_end=613
-  _globals['_LISTOFFERSREQUEST']._serialized_start=615
-  _globals['_LISTOFFERSREQUEST']._serialized_end=634
-  _globals['_LISTOFFERSRESPONSE']._serialized_start=636
-  _globals['_LISTOFFERSRESPONSE']._serialized_end=720
-  _globals['_EXPLAINREQUEST']._serialized_start=722
-  _globals['_EXPLAINREQUEST']._serialized_end=755
-  _globals['_NODEREASON']._serialized_start=757
-  _globals['_NODEREASON']._serialized_end=830
-  _globals['_EXPLANATION']._serialized_start=833
-  _globals['_EXPLANATION']._serialized_end=971
-  _globals['_REPORTSHARDREQUEST']._serialized_start=973
-  _globals['_REPORTSHARDREQUEST']._serialized_end=1089
-  _globals['_REPORTSHARDRESPONSE']._serialized_start=1091
-  _globals['_REPORTSHARDRESPONSE']._serialized_end=1112
-  _globals['_SCHEDULER']._serialized_start=1115
-  _globals['_SCHEDULER']._serialized_end=1710
+  _globals['_SHAREOFFERSREQUEST']._serialized_start=102
+  _globals['_SHAREOFFERSREQUEST']._serialized_end=170
+  _globals['_OFFER']._serialized_start=173
+  _globals['_OFFER']._serialized_end=496
+  _globals['_OFFERREQUEST']._serialized_start=498
+  _globals['_OFFERREQUEST']._serialized_end=559
+  _globals['_OFFERRESPONSE']._serialized_start=561
+  _globals['_OFFERRESPONSE']._serialized_end=591
+  _globals['_WITHDRAWREQUEST']._serialized_start=593
+  _globals['_WITHDRAWREQUEST']._serialized_end=627
+  _globals['_WITHDRAWRESPONSE']._serialized_start=629
+  _globals['_WITHDRAWRESPONSE']._serialized_end=647
+  _globals['_LISTOFFERSREQUEST']._serialized_start=649
+  _globals['_LISTOFFERSREQUEST']._serialized_end=668
+  _globals['_LISTOFFERSRESPONSE']._serialized_start=670
+  _globals['_LISTOFFERSRESPONSE']._serialized_end=754
+  _globals['_EXPLAINREQUEST']._serialized_start=756
+  _globals['_EXPLAINREQUEST']._serialized_end=789
+  _globals['_NODEREASON']._serialized_start=791
+  _globals['_NODEREASON']._serialized_end=864
+  _globals['_EXPLANATION']._serialized_start=867
+  _globals['_EXPLANATION']._serialized_end=1047
+  _globals['_REPORTSHARDREQUEST']._serialized_start=1049
+  _globals['_REPORTSHARDREQUEST']._serialized_end=1165
+  _globals['_REPORTSHARDRESPONSE']._serialized_start=1167
+  _globals['_REPORTSHARDRESPONSE']._serialized_end=1188
+  _globals['_SCHEDULER']._serialized_start=1191
+  _globals['_SCHEDULER']._serialized_end=1786
 # @@protoc_insertion_point(module_scope)

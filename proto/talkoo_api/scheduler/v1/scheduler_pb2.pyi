@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from talkoo_api.ledger.v1 import state_pb2 as _state_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -276,6 +277,7 @@ class Explanation(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     DECIDED_AT_NS_FIELD_NUMBER: _builtins.int
     LEADER_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     summary: _builtins.str
     """one line"""
@@ -283,6 +285,10 @@ class Explanation(_message.Message):
     leader: _builtins.str
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeReason]: ...
+    @_builtins.property
+    def task(self) -> _state_pb2.Task:
+        """as the ledger had it, so that who asks why need not read it besides"""
+
     def __init__(
         self,
         *,
@@ -291,10 +297,11 @@ class Explanation(_message.Message):
         nodes: _abc.Iterable[Global___NodeReason] | None = ...,
         decided_at_ns: _builtins.int = ...,
         leader: _builtins.str = ...,
+        task: _state_pb2.Task | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decided_at_ns", b"decided_at_ns", "leader", b"leader", "nodes", b"nodes", "summary", b"summary", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decided_at_ns", b"decided_at_ns", "leader", b"leader", "nodes", b"nodes", "summary", b"summary", "task", b"task", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
