@@ -10,12 +10,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from talkoo_core.errors import Conflict, Failed, InvalidInput, TalkooError, Unavailable
-from talkoo_sim.cluster import cert_manager, control_plane, metrics_server, prometheus_operator
+from talkoo_sim.cluster import cert_manager, control_plane, fake_nodes, metrics_server, prometheus_operator
 from talkoo_sim.cluster.addons import addons
 from talkoo_sim.cluster.binaries import kubectl
 from talkoo_sim.cluster.certificates import ClusterAuthority
@@ -31,6 +31,7 @@ START_TIMEOUT_S = 90.0
 POLL_S = 0.2
 PARTS_FILE = "parts.json"
 KEPT_LOG_CHARACTERS = 2_000
+NODES_AT_ONCE = 200
 
 
 class Cluster:
@@ -135,6 +136,17 @@ class Cluster:
         self.apply(*metrics_server.resources(self.layout))
         self._until(lambda: len(self.get("nodes.metrics.k8s.io")["items"]) == self.layout.nodes, "nodes are measured")
 
+    def start_fake_nodes(self, names: Sequence[str]) -> None:
+        """Nodes without machines, by kwok, until they are ready. Raises NotFound.
+
+        A controller manager would look for Leases more often than they are renewed: end it before.
+        """
+        self._start(fake_nodes.NAME, fake_nodes.kwok_command(self.layout))
+        for start in range(0, len(names), NODES_AT_ONCE):
+            some = names[start : start + NODES_AT_ONCE]
+            self.apply(*({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}} for name in some))
+        self._until(lambda: self._ready_nodes() == len(names), "the fake nodes are ready")
+
     def restart(self, part: str, *, at_once: bool = True) -> None:
         """End one part, by SIGKILL when `at_once`, and start it with the command it had."""
         parts = self._parts()
@@ -192,7 +204,7 @@ class Cluster:
             self._start_kubelet(number, authority)
         self._start("kube-proxy", control_plane.proxy_command(layout, authority))
         self.apply(*addons(layout))
-        self._until(self._nodes_ready, "the nodes are ready")
+        self._until(lambda: self._ready_nodes() == layout.nodes, "the nodes are ready")
         say("Services and names: kube-proxy, CoreDNS")
         self._until(self._names_ready, "CoreDNS is ready")
 
@@ -210,14 +222,11 @@ class Cluster:
         kubeconfig = authority.kubeconfig(path, self.layout.api_url, f"system:node:{name}", "system:nodes")
         self._start(f"kubelet-{number}", kubelet_command(self.layout, number, kubeconfig, authority.certificate))
 
-    def _nodes_ready(self) -> bool:
-        nodes = self.get("nodes")["items"]
-        ready = [
-            node
-            for node in nodes
-            if any(c["type"] == "Ready" and c["status"] == "True" for c in node["status"].get("conditions", ()))
-        ]
-        return len(ready) == self.layout.nodes
+    def _ready_nodes(self) -> int:
+        return sum(
+            any(c["type"] == "Ready" and c["status"] == "True" for c in node["status"].get("conditions", ()))
+            for node in self.get("nodes")["items"]
+        )
 
     def _names_ready(self) -> bool:
         status = self.get("-n", "kube-system", "deployment", "coredns").get("status", {})
