@@ -29,6 +29,8 @@ KEEPALIVES_PER_TTL = 3
 WATCH_RETRY_S = 0.3
 PAGE = 100
 """Keys in one answer of etcd, and operations in one transaction."""
+MAX_TRANSACTION_BYTES = 1 << 20
+"""Of its operations: etcd refuses requests of more than 1.5 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,21 +168,33 @@ class EtcdStore:
         return {item.key.decode(): _value(item) for item in found}
 
     async def list(self, prefix: str) -> dict[str, Value]:
-        """All values whose key begins with `prefix`, in key order, as they stood at one moment."""
-        found: dict[str, Value] = {}
+        """All values whose key begins with `prefix`, in key order, as they stood at one moment.
+
+        For small values: a page of them must fit into an answer of 4 MiB.
+        """
+        return {item.key.decode(): _value(item) for item in await self._pages(prefix, keys_only=False)}
+
+    async def keys(self, prefix: str) -> Sequence[str]:
+        """All keys that begin with `prefix`, in order, as they stood at one moment."""
+        return [item.key.decode() for item in await self._pages(prefix, keys_only=True)]
+
+    async def _pages(self, prefix: str, *, keys_only: bool) -> Sequence[Any]:
+        found: list[Any] = []
         first, end, revision = prefix.encode(), prefix_range_end(prefix.encode()), 0
         while True:
-            answer = await self._call(self._client.kv.get(first, range_end=end, revision=revision, limit=PAGE))
-            found |= {item.key.decode(): _value(item) for item in answer.kvs}
+            answer = await self._call(
+                self._client.kv.get(first, range_end=end, revision=revision, limit=PAGE, keys_only=keys_only)
+            )
+            found += answer.kvs
             if not answer.more or not answer.kvs:
-                return dict(sorted(found.items()))
+                return found
             first, revision = bytes(answer.kvs[-1].key) + b"\0", answer.header.revision
 
     async def put(self, key: str, data: bytes, lease: Lease | None = None) -> None:
         await self._call(self._client.kv.put(key.encode(), data, lease=lease.id if lease else 0))
 
     async def put_all(self, values: Mapping[str, bytes]) -> None:
-        """`PAGE` values at a time: etcd takes one transaction as fast as one value."""
+        """As many at a time as etcd takes: one transaction is as fast as one value. None may exceed what it takes."""
         await self._write([_put(key, data) for key, data in values.items()])
 
     async def delete_all(self, *keys: str) -> None:
@@ -284,8 +298,18 @@ class EtcdStore:
             await changes.aclose()
 
     async def _write(self, operations: Sequence[RequestOp]) -> None:
-        for start in range(0, len(operations), PAGE):
-            await self._call(self._client.kv.txn([], operations[start : start + PAGE]))
+        """In as few transactions as etcd takes."""
+        together: list[RequestOp] = []
+        size = 0
+        for operation in operations:
+            more = operation.ByteSize()
+            if together and (len(together) == PAGE or size + more > MAX_TRANSACTION_BYTES):
+                await self._call(self._client.kv.txn([], together))
+                together, size = [], 0
+            together.append(operation)
+            size += more
+        if together:
+            await self._call(self._client.kv.txn([], together))
 
     async def _call(self, call: Awaitable[T]) -> T:
         try:

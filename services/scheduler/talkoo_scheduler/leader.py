@@ -30,6 +30,8 @@ REFUSED_BY_LEDGER = "refused_by_ledger"
 """Why a task waits whose placement was decided, in the metric beside the policy's own reasons."""
 WORDS_AT_ONCE = 64
 """Written to etcd in one transaction."""
+MAX_REASONS = 2_000
+"""Nodes of which a task's explanation speaks, those that fit first: etcd takes no value of more than 1.5 MiB."""
 REFUSED_FIRST_S = 1.0
 REFUSED_MAX_S = 30.0
 """A refused placement costs its fee: the same task is tried again after pauses that double up to this."""
@@ -95,11 +97,12 @@ class Word:
     decision: Decision
 
     def stored(self, now_ns: int, organization: str) -> bytes:
+        nodes = sorted(self.decision.nodes, key=lambda verdict: not verdict.fits)[:MAX_REASONS]
         return msgspec.json.encode(
             StoredDecision(
                 task_id=self.task.id,
                 summary=self.summary,
-                nodes=[StoredReason(v.node_id, v.name, v.fits, v.code, v.reason) for v in self.decision.nodes],
+                nodes=[StoredReason(v.node_id, v.name, v.fits, v.code, v.reason) for v in nodes],
                 decided_at_ns=now_ns,
                 leader=organization,
             )
@@ -127,7 +130,7 @@ class Leader:
     async def lead(self, lost: asyncio.Event) -> None:
         """Until the leadership is lost. Raises Unavailable when etcd or the ledger cannot be reached."""
         log.info("leads")
-        said = await self._store.list(self._keys.decisions)
+        said = await self._store.keys(self._keys.decisions)  # many tasks' reasons do not fit into an answer of etcd
         # Empty: another leader may have said something else since, and its ended tasks are to be forgotten too.
         self._said = dict.fromkeys((key.removeprefix(self._keys.decisions) for key in said), "")
         self._pauses.clear()
