@@ -61,9 +61,16 @@ class Clusters:
             self._deployments[name] = made
         return self._deployments[name]
 
+    def take_away(self, name: str) -> None:
+        """As soon as nobody needs it: it takes processor time from the tests that come. Fine if it never came up."""
+        self._deployments.pop(name, None)
+        made = self._up.pop(name, None)
+        if made is not None:
+            made.down()
+
     def down(self) -> None:
-        for each in self._up.values():
-            each.down()
+        for name in list(self._up):
+            self.take_away(name)
 
 
 @pytest.fixture(scope="session")
@@ -89,11 +96,18 @@ def control_plane(clusters: Clusters, leave_out: Callable[[TalkooError], NoRetur
         leave_out(error)
 
 
+@pytest.fixture(scope="module")
+def two_nodes(clusters: Clusters) -> Iterator[str]:
+    """Name of the cluster of `deployed`, which goes with the file that uses it."""
+    yield NAME
+    clusters.take_away(NAME)
+
+
 @pytest.fixture
-def deployed(clusters: Clusters, leave_out: Callable[[TalkooError], NoReturn]) -> Deployment:
-    """Talkoo as the chart installs it on two real nodes; one for the whole run, so a test leaves it usable."""
+def deployed(clusters: Clusters, two_nodes: str, leave_out: Callable[[TalkooError], NoReturn]) -> Deployment:
+    """Talkoo as the chart installs it on two real nodes; one for all tests of a file, so a test leaves it usable."""
     try:
-        return clusters.deployment(NAME, nodes=2)
+        return clusters.deployment(two_nodes, nodes=2)
     except (NotFound, InvalidInput) as error:
         leave_out(error)
 
