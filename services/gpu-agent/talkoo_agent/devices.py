@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import pynvml
@@ -64,14 +65,20 @@ def _gpu(lent: Sequence[Card], declared_power_mw: int, declared_memory_bytes: in
 def _power(card: Card, declared_mw: int) -> tuple[int, str]:
     """Milliwatts and their source. A part of a GPU has no limit of its own: so much of the GPU's as of its memory."""
     assert card.gpu is not None
-    with nvml() as answers:
-        handle = told(pynvml.nvmlDeviceGetHandleByUUID, card.gpu.uuid) if answers else None
-        limit_mw = None if handle is None else told(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    limit_mw = _told_of(card.gpu.uuid, pynvml.nvmlDeviceGetEnforcedPowerLimit)
     if limit_mw is not None and not card.is_part:
-        return int(limit_mw), "nvml"
+        return limit_mw, "nvml"
     if limit_mw is None or declared_mw:  # some virtual GPUs hide it
         return declared_mw or CPU_CORE_POWER_MW, "declared"
     return round(limit_mw * card.memory_bytes / max(card.gpu.memory_bytes, card.memory_bytes, 1)), "declared"
+
+
+def _told_of(uuid: str, ask: Callable[[Any], Any]) -> int | None:
+    """A figure of a GPU. None where NVML, the GPU or its driver does not tell it."""
+    with nvml() as answers:
+        handle = told(pynvml.nvmlDeviceGetHandleByUUID, uuid) if answers else None
+        figure = None if handle is None else told(ask, handle)
+    return None if figure is None else int(figure)
 
 
 class EnergyMeter:
@@ -97,7 +104,4 @@ class EnergyMeter:
     def _counter_mj(self) -> int | None:
         if not self._card or self._device.power_source != "nvml":  # a part of a GPU has no counter of its own
             return None
-        with nvml() as answers:
-            handle = told(pynvml.nvmlDeviceGetHandleByUUID, self._card) if answers else None
-            count_mj = None if handle is None else told(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
-        return None if count_mj is None else int(count_mj)  # before Volta there is no counter
+        return _told_of(self._card, pynvml.nvmlDeviceGetTotalEnergyConsumption)  # before Volta there is no counter
