@@ -96,10 +96,11 @@ def test_helm_test_passes(deployed: Deployment) -> None:
 
 @pytest.mark.timeout(600)
 def test_the_gateway_grows_by_what_the_metrics_server_measures(
-    deployed: Deployment, eventually: Callable[..., Any]
+    deployed: Deployment, eventually: Callable[..., Any], program: Callable[[str], Path]
 ) -> None:
     """One percent of what it asks for is less than it takes while nobody calls."""
     cluster, gateway = deployed.cluster, f"{deployed.release}-gateway"
+    program("metrics-server")
     cluster.start_metrics_server()
     scaling = {"enabled": True, "minReplicas": 1, "maxReplicas": 2, "targetCPUUtilizationPercentage": 1}
     values = ("--set-json", f"gateway.autoscaling={json.dumps(scaling)}")
@@ -123,9 +124,11 @@ def test_the_gateway_grows_by_what_the_metrics_server_measures(
 
 @pytest.mark.timeout(600)
 def test_a_prometheus_that_the_operator_configures_hears_every_part_and_judges_every_alert(
-    deployed: Deployment, eventually: Callable[..., Any]
+    deployed: Deployment, eventually: Callable[..., Any], program: Callable[[str], Path]
 ) -> None:
     cluster = deployed.cluster
+    program("prometheus-operator")
+    program("prometheus")
     cluster.start_prometheus_operator()
     deployed.install(
         "--set",
